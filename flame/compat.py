@@ -1,0 +1,109 @@
+"""Every change flame makes to code it does not own, each with the line it mends and when it can go.
+
+Import this module before the first import of torchtitan: torchtitan binds its device when it is imported.
+Checked against torchtitan 0.2.2 and torch 2.11 to 2.13.
+"""
+
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch._utils
+import torch.distributed as dist
+
+
+def _resident_bytes() -> int:
+    """Peak resident memory of this process, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cpu_memory_stats(device: Any = None) -> dict[str, int]:
+    return {"active_bytes.all.peak": _resident_bytes(), "reserved_bytes.all.peak": _resident_bytes()}
+
+
+def _cpu_properties(device: Any = None) -> SimpleNamespace:
+    return SimpleNamespace(total_memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+# The functions of ``torch.cuda`` that torchtitan calls, for a machine without an accelerator.
+CPU_MODULE = SimpleNamespace(
+    __name__="flame.compat.CPU_MODULE",
+    is_available=lambda: True,
+    device_count=lambda: 1,
+    set_device=lambda device: None,
+    current_device=lambda: 0,
+    get_device_name=lambda device=None: platform.processor() or platform.machine(),
+    get_device_properties=_cpu_properties,
+    memory_stats=_cpu_memory_stats,
+    reset_peak_memory_stats=lambda device=None: None,
+    empty_cache=lambda: None,
+    synchronize=lambda device=None: None,
+)
+
+
+@contextmanager
+def _cpu_when_no_accelerator() -> Iterator[None]:
+    """torchtitan/tools/utils.py:37 falls back to "cuda" where there is no accelerator, so nothing runs on a CPU.
+
+    Can go once torchtitan looks its device up when it is used.
+    """
+    find_type, find_module = torch._utils._get_available_device_type, torch._utils._get_device_module
+    if find_type() is None:
+        torch._utils._get_available_device_type = lambda: "cpu"
+        torch._utils._get_device_module = lambda device_type: CPU_MODULE  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch._utils._get_available_device_type, torch._utils._get_device_module = find_type, find_module
+
+
+with _cpu_when_no_accelerator():
+    import torchtitan.distributed.utils as titan_distributed
+    import torchtitan.tools.utils as titan_utils
+
+DEVICE_TYPE: str = titan_utils.device_type
+DEVICE_MODULE: Any = titan_utils.device_module
+
+
+def peak_flops(device_name: str) -> float:
+    """bf16 FLOP/s of a known accelerator; NaN for unknown hardware, so that no utilisation is made up.
+
+    Stands in for torchtitan/tools/utils.py:74, which calls every unknown device an A100.
+    """
+    known = ("A100", "H100", "H200", "H20", "B200", "MI355X", "MI300X", "MI325X", "MI250X", "l40s", "GPU Max 1550")
+    return _titan_peak_flops(device_name) if any(name in device_name for name in known) else float("nan")
+
+
+def set_pg_timeouts(timeout: timedelta, parallel_dims: Any) -> None:
+    """Sets the timeout of every process group after a barrier.
+
+    Stands in for torchtitan/distributed/utils.py:300, whose ``barrier(device_ids=...)`` gloo rejects.
+    """
+    if DEVICE_TYPE == "cpu":
+        dist.barrier()
+    else:
+        dist.barrier(device_ids=[DEVICE_MODULE.current_device()])
+        DEVICE_MODULE.synchronize()
+    meshes = parallel_dims.get_all_one_dimensional_meshes().values()
+    for group in [*(mesh.get_group() for mesh in meshes), None]:
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def use_checkpoint_manager(manager: type) -> None:
+    """Makes torchtitan's Trainer build ``manager``: torchtitan/train.py:297 names its own class directly."""
+    import torchtitan.train
+
+    torchtitan.train.CheckpointManager = manager
+
+
+_titan_peak_flops = titan_utils.get_peak_flops
+titan_utils.get_peak_flops = peak_flops
+titan_distributed.set_pg_timeouts = set_pg_timeouts

@@ -1,0 +1,1 @@
+"""From a model config to the HuggingFace class that torchtitan trains."""

@@ -1,0 +1,117 @@
+"""Builds the class torchtitan trains: the HuggingFace class itself, with one mixin for initialisation.
+
+Parameter names are HuggingFace's, so checkpoint keys are too, and export is the identity.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torchtitan.protocols.model import BaseModelArgs
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from flame.config import JobConfig
+from flame.errors import ConfigError
+from flame.models.flops import train_flops_per_token
+from flame.plugin import ModelPlugin
+
+_FROM_HF = object()
+
+
+class TitanMixin:
+    """Adds torchtitan's initialisation protocol in front of a HuggingFace class."""
+
+    init_seed: int = 0
+    plain_class: type[PreTrainedModel]  # the class before sharding gave it another
+
+    def init_weights(self, buffer_device: Any = _FROM_HF) -> None:
+        """Fills parameters and buffers with what plain construction gives, whatever the sharding.
+
+        Rank 0 constructs the model once, unsharded, on the CPU; every rank receives its shards. Values that a family
+        sets in ``__init__`` (``A_log``, ``dt_bias``, rotary tables) are right by construction, and the same seed gives
+        the same weights for every number of ranks and every layout.
+
+        HuggingFace calls a method of the same name, without arguments, from ``post_init``; that call is passed on.
+        """
+        if buffer_device is _FROM_HF:
+            super().init_weights()  # type: ignore[misc]
+            return
+        assert isinstance(self, PreTrainedModel)
+        reference = plain_model(self.plain_class, self.config, self.init_seed) if dist.get_rank() == 0 else None
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+        set_model_state_dict(self, reference.state_dict() if reference is not None else {}, options=options)
+        _copy_buffers(self, reference, buffer_device)
+
+
+@dataclass
+class ModelArgs(BaseModelArgs):
+    """What torchtitan logs and asks of a model: JSON values only."""
+
+    model_type: str = ""
+    forward_flops: int = 0
+
+    def update_from_config(self, job_config: JobConfig, **kwargs: Any) -> None:
+        """The model config is complete before torchtitan sees it."""
+
+    def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
+        """Returns (parameters, training FLOPs per token); tied weights count once."""
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return parameters, train_flops_per_token(model, self.forward_flops, seq_len)
+
+
+def model_class(plugin: ModelPlugin, config: PreTrainedConfig, head: str) -> type[PreTrainedModel]:
+    """The family's HuggingFace class for a head (``causal_lm``, ``ctc`` ...), with the mixin in front.
+
+    Raises:
+        ConfigError: the family has no such head.
+    """
+    auto = plugin.auto_classes.get(head)
+    if auto is None or type(config) not in auto._model_mapping:  # type: ignore[attr-defined]
+        heads = ", ".join(plugin.auto_classes)
+        raise ConfigError(
+            f"family '{plugin.model_type}' has no head '{head}' (it has: {heads}); choose another task.name"
+        )
+    hf_class = auto._model_mapping[type(config)]  # type: ignore[attr-defined]
+    cls = type(hf_class.__name__, (TitanMixin, hf_class), {"__module__": hf_class.__module__})
+    cls.plain_class = cls
+    return cls
+
+
+def build_model(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Constructs ``cls`` from a copy of ``config`` on the current default device, in the current default dtype."""
+    config = copy.deepcopy(config)
+    model = cls._from_config(
+        config, dtype=torch.get_default_dtype(), attn_implementation=config._attn_implementation or None
+    )
+    model.config.use_cache = False
+    return model
+
+
+def plain_model(cls: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    """Constructs ``cls`` unsharded on the CPU in float32 from ``seed``, leaving the global generators untouched."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        return build_model(cls, config)
+
+
+def _copy_buffers(model: nn.Module, reference: nn.Module | None, device: torch.device | None) -> None:
+    """Gives every rank rank 0's buffers; unlike parameters they may be absent from the state dict."""
+    values = dict(reference.named_buffers()) if reference is not None else {}
+    for name, buffer in model.named_buffers():
+        value = values.get(_hf_name(name))
+        if value is not None:
+            buffer.copy_(value)
+        if dist.get_world_size() > 1:
+            dist.broadcast(buffer, src=0)
+        if device is not None:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, buffer.to(device))
+
+
+def _hf_name(name: str) -> str:
+    """The HuggingFace name of a parameter or buffer below activation checkpointing's wrapper."""
+    return name.replace("_checkpoint_wrapped_module.", "")

@@ -1,0 +1,43 @@
+"""Tells a model where packed documents begin, and proves that it listens."""
+
+import torch
+from transformers import PreTrainedModel
+
+
+def document_inputs(inputs: dict[str, torch.Tensor], documents: str) -> dict[str, torch.Tensor]:
+    """The keyword arguments of the forward pass for a packed batch.
+
+    Args:
+        inputs: ``input_ids`` [B, T] and, for packed documents, ``position_ids`` [B, T] that restart at each document.
+        documents: ``position_ids`` (transformers: attention is masked where they restart) or ``cu_seqlens`` (fla: the
+            batch becomes one row [1, B*T] with the documents' borders).
+    """
+    positions = inputs.get("position_ids")
+    if positions is None or documents == "position_ids":
+        return inputs
+    starts = (positions.flatten() == 0).nonzero().flatten()
+    ends = torch.tensor([positions.numel()], device=positions.device)
+    return {
+        "input_ids": inputs["input_ids"].reshape(1, -1),
+        "cu_seqlens": torch.cat([starts, ends]).to(torch.int32),
+    }
+
+
+@torch.no_grad()
+def documents_are_isolated(model: PreTrainedModel, documents: str) -> bool:
+    """True if a packed document's logits are those it has alone, whatever stands before it.
+
+    Args:
+        model: a scaled-down instance with real weights, in eval mode.
+        documents: as in ``document_inputs``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    first, other, second = torch.randint(0, model.config.vocab_size, (3, 1, 6), generator=generator)
+    positions = torch.cat([torch.arange(6), torch.arange(6)]).unsqueeze(0)
+
+    def last_six(front: torch.Tensor) -> torch.Tensor:
+        inputs = {"input_ids": torch.cat([front, second], dim=1), "position_ids": positions}
+        return model(**document_inputs(inputs, documents)).logits[:, -6:]
+
+    alone = model(input_ids=second).logits
+    return all(torch.allclose(last_six(front), alone, rtol=1e-3, atol=1e-5) for front in (first, other))

@@ -1,0 +1,1 @@
+"""Lays a model out over the devices of a job."""

@@ -1,0 +1,180 @@
+"""Puts a job together (family, config, tokenizer, task) and describes it to torchtitan as a TrainSpec."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torchtitan.protocols.train_spec as titan_spec
+from torchtitan.components.lr_scheduler import build_lr_schedulers
+from torchtitan.components.optimizer import build_optimizers
+from torchtitan.distributed import ParallelDims
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from flame import compat
+from flame.config import JobConfig, to_toml
+from flame.data import build_loader, open_sources
+from flame.errors import ConfigError
+from flame.metrics import Metrics
+from flame.models.build import ModelArgs, build_model, model_class
+from flame.models.config import fit_tokenizer, load_config
+from flame.parallel.parallelize import parallelize
+from flame.plugin import ModelPlugin, load_task, modeling_files
+from flame.tasks.base import Task
+from flame.tokenizer import load_tokenizer
+from flame.validate import Validator
+
+
+@dataclass
+class Job:
+    """Everything a run needs before the first process group exists."""
+
+    config: JobConfig
+    plugin: ModelPlugin
+    model_config: PreTrainedConfig
+    model_class: type[PreTrainedModel]
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    grown_vocabulary: bool
+
+
+def load_job(config: JobConfig) -> Job:
+    """Loads family, model config, tokenizer and task of a resolved config.
+
+    Raises:
+        FlameError: whatever cannot be found, or does not go together.
+    """
+    model_config, plugin = load_config(config.model.config, config.model.plugin_path)
+    if plugin.needs_triton and compat.DEVICE_TYPE == "cpu":
+        raise ConfigError(
+            f"family '{plugin.model_type}' exists as Triton kernels only and this machine has no accelerator; "
+            "train it on a GPU, or take a family that `flame families` lists for the CPU"
+        )
+    tokenizer = load_tokenizer(config.model.tokenizer_path)
+    grown = fit_tokenizer(model_config, tokenizer)
+    model_config._attn_implementation = attention(config, plugin)
+    task_class = load_task(config.task.name, config.model.plugin_path)
+    task = task_class(config.task, tokenizer=tokenizer, config=config)
+    cls = model_class(plugin, model_config, task.head)
+    cls.init_seed = config.debug.seed  # type: ignore[attr-defined]
+    return Job(config, plugin, model_config, cls, tokenizer, task, grown)
+
+
+def check_job(job: Job) -> None:
+    """Tries what would otherwise fail late: the task on a scaled-down model, and that every source can be read."""
+    job.task.check(job.model_class, job.model_config, job.plugin.documents)
+    for sources in (job.config.data.sources, job.config.validation.sources if job.config.validation.enable else []):
+        open_sources(sources, job.config.data)
+
+
+def attention(config: JobConfig, plugin: ModelPlugin) -> str:
+    """The attention implementation of a transformers family: the job's, else what suits device and packing."""
+    if config.model.attn_implementation:
+        return config.model.attn_implementation
+    if config.training.varlen and compat.DEVICE_TYPE == "cuda":
+        # A dense mask over packed documents would take T x T memory.
+        return "flash_attention_2" if _has_flash_attention() else "flex_attention"
+    return "sdpa"
+
+
+def _has_flash_attention() -> bool:
+    from transformers.utils import is_flash_attn_2_available
+
+    return is_flash_attn_2_available()
+
+
+def write_assets(job: Job) -> None:
+    """Writes the run folder's ``config.toml`` and ``model/``: all of a HuggingFace folder but the weights."""
+    run = Path(job.config.job.dump_folder)
+    folder = run / "model"
+    folder.mkdir(parents=True, exist_ok=True)
+    (run / "config.toml").write_text(to_toml(job.config))
+    files = modeling_files(job.model_class)
+    config = job.model_config
+    if files:
+        hf_class = job.model_class.__mro__[2]
+        config.auto_map = {  # type: ignore[attr-defined]
+            "AutoConfig": f"{_leaf(type(config).__module__)}.{type(config).__name__}",
+            job.plugin.auto_classes[job.task.head].__name__: f"{_leaf(hf_class.__module__)}.{hf_class.__name__}",
+        }
+    config.architectures = [job.model_class.__name__]
+    config.save_pretrained(folder)
+    if job.task.head == "causal_lm":
+        GenerationConfig.from_model_config(config).save_pretrained(folder)
+    job.tokenizer.save_pretrained(folder)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+
+
+def _leaf(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def register(job: Job) -> None:
+    """Makes ``job`` the TrainSpec that torchtitan's Trainer finds under ``model.name``."""
+    job.config.model.name = job.plugin.model_type
+    titan_spec._extra_train_specs.pop(job.config.model.name, None)
+    titan_spec.register_train_spec(job.config.model.name, make_train_spec(job))
+
+
+def make_train_spec(job: Job) -> titan_spec.TrainSpec:
+    """The TrainSpec of a job: functions over HuggingFace names in every place torchtitan offers."""
+    forward_flops = 0
+    if job.plugin.forward_flops is not None:
+        forward_flops = job.plugin.forward_flops(job.model_config, job.config.training.seq_len)
+    args = ModelArgs(model_type=job.plugin.model_type, forward_flops=forward_flops)
+    return titan_spec.TrainSpec(
+        model_cls=lambda model_args: build_model(job.model_class, job.model_config),  # type: ignore[arg-type]
+        model_args={job.config.model.flavor: args},
+        parallelize_fn=parallelize,
+        pipelining_fn=None,
+        build_optimizers_fn=build_optimizers,
+        build_lr_schedulers_fn=build_lr_schedulers,
+        build_dataloader_fn=lambda **kwargs: train_loader(job, kwargs["dp_rank"], kwargs["dp_world_size"]),
+        build_tokenizer_fn=lambda job_config: job.tokenizer,  # type: ignore[arg-type, return-value]
+        build_loss_fn=lambda job_config, **kwargs: job.task.loss,
+        build_validator_fn=lambda **kwargs: make_validator(job, **kwargs),
+        build_metrics_processor_fn=Metrics,
+    )
+
+
+def train_loader(job: Job, dp_rank: int, dp_world_size: int) -> Any:
+    """The training data of one data-parallel rank."""
+    config = job.config
+    return build_loader(
+        sources=config.data.sources,
+        data=config.data,
+        encoder=job.task.encoder(),
+        seq_len=config.training.seq_len,
+        context_len=config.training.context_len,
+        varlen=config.training.varlen,
+        global_batch_size=config.training.global_batch_size,
+        local_batch_size=config.training.local_batch_size,
+        dp_rank=dp_rank,
+        dp_world_size=dp_world_size,
+        seed=config.debug.seed or 0,
+        dataloader=config.training.dataloader,
+    )
+
+
+def make_validator(
+    job: Job, *, dp_rank: int, dp_world_size: int, parallel_dims: ParallelDims, metrics_processor: Metrics, **_: Any
+) -> Validator:
+    """The validator over ``validation.sources``; its order is fixed, whatever ``data.shuffle`` says."""
+    config = job.config
+    loader = build_loader(
+        sources=config.validation.sources,
+        data=config.data,
+        encoder=job.task.encoder(),
+        seq_len=config.training.seq_len,
+        context_len=config.training.context_len,
+        varlen=config.training.varlen,
+        global_batch_size=config.training.global_batch_size,
+        local_batch_size=config.validation.local_batch_size or config.training.local_batch_size,
+        dp_rank=dp_rank,
+        dp_world_size=dp_world_size,
+        seed=0,
+        dataloader=config.validation.dataloader,
+        repeat=False,
+    )
+    return Validator(config, loader, job.task, parallel_dims, metrics_processor)

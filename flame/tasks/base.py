@@ -1,0 +1,63 @@
+"""The contract of a task: what a batch is, what the loss is, what is reported."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn as nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from flame.config import JobConfig, TaskOptions
+from flame.losses import IGNORE_INDEX
+
+
+class Task:
+    """Turns records into batches and outputs into a loss.
+
+    A task is a class called ``TASK`` in ``flame/tasks/<name>.py``. Its ``Options`` are the keys of the job's ``[task]``
+    table. Every loss is a SUM over labels other than -100; the trainer divides by their number, counted over all ranks
+    and micro-batches.
+    """
+
+    Options: ClassVar[type[TaskOptions]] = TaskOptions
+    head: ClassVar[str] = "causal_lm"
+    """The head of the model family that this task trains."""
+
+    def __init__(self, options: TaskOptions, tokenizer: PreTrainedTokenizerBase, config: JobConfig) -> None:
+        self.options = options
+        self.tokenizer = tokenizer
+        self.config = config
+
+    def encoder(self) -> Any:
+        """The picklable ``Encoder`` that worker processes run: records in, token ids out."""
+        raise NotImplementedError
+
+    def check(self, model_class: type[nn.Module], config: PreTrainedConfig, documents: str) -> None:
+        """Looks at a scaled-down model before training; raises ``ConfigError`` where the task cannot be right."""
+
+    def prepare(
+        self, inputs: dict[str, torch.Tensor], labels: torch.Tensor, generator: torch.Generator
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Draws what the step needs (noise, depth) from ``generator``, which is seeded by (seed, step, micro-batch)."""
+        return inputs, labels
+
+    def loss(self, outputs: Any, labels: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The summed loss of a forward pass, a float32 scalar."""
+        raise NotImplementedError
+
+    def loss_sum(self, model: nn.Module, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        """Runs the model and returns the summed loss; a task may fuse the two."""
+        return self.loss(model(**inputs), labels, inputs)
+
+    def counts(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is added up over micro-batches and ranks besides loss and labels, by name; each a scalar."""
+        return {}
+
+    def report(self, loss: float, valid: float, counts: Mapping[str, float]) -> dict[str, float]:
+        """The figures to show, from the mean loss, the number of scored labels and the summed ``counts``."""
+        return {}
+
+
+def scored(labels: torch.Tensor) -> torch.Tensor:
+    """The labels that count, flattened: all but -100."""
+    return labels[labels != IGNORE_INDEX]

@@ -1,0 +1,97 @@
+"""Next-token prediction.
+
+[task]
+name = "causal_lm"
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn as nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from flame.config import JobConfig, TaskOptions
+from flame.data import TextEncoder
+from flame.errors import ConfigError
+from flame.losses import cross_entropy_sum
+from flame.models.build import plain_model
+from flame.models.config import shrink
+from flame.models.documents import document_inputs, documents_are_isolated
+from flame.models.head import head_is_last, loss_in_head
+from flame.tasks.base import Task, scored
+from flame.tokenizer import token_bytes
+
+
+@dataclass
+class CausalLMOptions(TaskOptions):
+    name: str = "causal_lm"
+    """The task to train."""
+
+    linear_cross_entropy: Literal["auto", "on", "off"] = "auto"
+    """
+    Compute the loss without ever holding the logits of all positions. "auto" does so for every family in which nothing
+    follows the output head; "on" refuses the others; "off" computes all logits.
+    """
+
+
+class CausalLM(Task):
+    """Cross entropy of the next token; bits per byte compare tokenizers."""
+
+    Options = CausalLMOptions
+    options: CausalLMOptions
+
+    def __init__(self, options: TaskOptions, tokenizer: PreTrainedTokenizerBase, config: JobConfig) -> None:
+        super().__init__(options, tokenizer, config)
+        self.documents = "position_ids"
+        self.loss_in_head = False
+        self._token_bytes = token_bytes(tokenizer)
+
+    def encoder(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer, add_bos=self.config.data.add_bos, add_eos=self.config.data.add_eos)
+
+    def check(self, model_class: type[nn.Module], config: PreTrainedConfig, documents: str) -> None:
+        """Finds out on a scaled-down model where the loss may be taken and that packed documents stay apart."""
+        assert issubclass(model_class, PreTrainedModel)
+        self.documents = documents
+        if documents == "cu_seqlens":
+            # fla's kernels do not run on the CPU; its classes apply the head last and take document borders themselves.
+            self.loss_in_head = self.options.linear_cross_entropy != "off"
+            return
+        small = plain_model(model_class, shrink(config), seed=0).eval()
+        if self.config.training.varlen and not documents_are_isolated(small, documents):
+            raise ConfigError(
+                f"training.varlen: '{config.model_type}' lets packed documents see each other; set it to false"
+            )
+        if self.options.linear_cross_entropy == "off":
+            return
+        self.loss_in_head = head_is_last(small)
+        if self.options.linear_cross_entropy == "on" and not self.loss_in_head:
+            raise ConfigError(
+                f"task.linear_cross_entropy: '{config.model_type}' changes its logits after the head; set it to 'auto'"
+            )
+
+    def loss(self, outputs: Any, labels: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return cross_entropy_sum(outputs.logits, labels.view(outputs.logits.shape[:-1]))
+
+    def loss_sum(self, model: nn.Module, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        inputs = document_inputs(inputs, self.documents)
+        if self.loss_in_head:
+            return loss_in_head(model, inputs, labels)
+        return self.loss(model(**inputs), labels, inputs)
+
+    def counts(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self._token_bytes.device != labels.device:
+            self._token_bytes = self._token_bytes.to(labels.device)
+        return {"bytes": self._token_bytes[scored(labels)].sum()}
+
+    def report(self, loss: float, valid: float, counts: Mapping[str, float]) -> dict[str, float]:
+        """Bits per byte: the summed loss in bits over the UTF-8 bytes of the scored tokens."""
+        if not counts["bytes"]:
+            return {}
+        return {"bpb": loss * valid / (math.log(2) * counts["bytes"])}
+
+
+TASK = CausalLM

@@ -1,0 +1,62 @@
+"""One training process. ``python -m flame.train`` is what torchrun starts on every device:
+
+torchrun --nproc-per-node 8 -m flame.train --job.config_file configs/jobs/quickstart.toml
+"""
+
+import logging
+import os
+import sys
+import warnings
+
+from flame.cli import run
+from flame.config import parse, resolve
+from flame.plugin import load_task
+from flame.spec import Job, check_job, load_job
+from flame.trainer import train
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: list[str]) -> int:
+    """Trains the job of the command line as one rank of the world the environment describes."""
+    return run_job(prepare(argv, world_size=int(os.environ.get("WORLD_SIZE", "1"))))
+
+
+def prepare(argv: list[str], world_size: int) -> Job:
+    """Parses, resolves and loads a job and checks it.
+
+    Raises:
+        FlameError: the job cannot be trained; the message says what to change.
+    """
+    start_logging()
+    config = parse(argv, task_options=lambda name: load_task(name).Options)  # type: ignore[attr-defined]
+    resolve(config, world_size)
+    job = load_job(config)
+    check_job(job)
+    return job
+
+
+def run_job(job: Job) -> int:
+    """Trains and says what to do with the result."""
+    folder = train(job)
+    if folder is not None and job.task.head == "causal_lm":
+        latest = folder.parent / "latest"
+        print(f'\nTry it:  flame generate --model {latest} --prompt "def "\n')
+    return 0
+
+
+def start_logging() -> None:
+    """One short line per message on standard output; only warnings from every rank but the first."""
+    quiet = os.environ.get("RANK", "0") != "0"
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+    handler.addFilter(lambda record: not str(record.msg).startswith("[GC]"))
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler], force=True)
+    for name in ("httpx", "torchao", "datasets", "fsspec"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # fla says at import that there is no Triton device; `flame doctor` and `flame families` say what follows from it.
+    warnings.filterwarnings("ignore", message="Triton is not supported")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:]))

@@ -1,0 +1,189 @@
+"""torchtitan's Trainer with a task for the loss, one denominator, a guard, exact resume and export.
+
+The loop itself, its set-up and its profiling are torchtitan's; only what a step does is here.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torchtitan.distributed import utils as dist_utils
+from torchtitan.train import Trainer as TitanTrainer
+
+from flame import compat
+from flame.checkpoint.autoexport import AutoExport
+from flame.checkpoint.guard import Guard
+from flame.checkpoint.manager import CheckpointManager
+from flame.config import JobConfig
+from flame.losses import IGNORE_INDEX
+from flame.metrics import Metrics
+from flame.parallel.reduce import sum_over_data
+from flame.spec import Job, register, write_assets
+
+log = logging.getLogger(__name__)
+
+Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+
+
+class Trainer(TitanTrainer):
+    """Trains a ``Job``. ``ntokens_seen`` counts positions over all ranks, so it survives a change of their number."""
+
+    metrics_processor: Metrics
+    job_config: JobConfig
+
+    def __init__(self, job: Job) -> None:
+        compat.use_checkpoint_manager(CheckpointManager)
+        register(job)
+        self.job = job
+        self.guard = Guard(job.config.guard)
+        self._first_step: int | None = None
+        super().__init__(job.config)
+        if job.grown_vocabulary:
+            log.warning("the vocabulary was raised to %d, the tokenizer's size", job.model_config.vocab_size)
+        if dist.get_rank() == 0:
+            write_assets(job)
+        self.exports = AutoExport(job.config, card=self._card)
+        if job.config.checkpoint.enable:
+            self.checkpointer.on_complete.append(self.exports.step_completed)
+
+    def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
+        """torchtitan's, called once the checkpoint is loaded: whatever a lost run logged after it is dropped first."""
+        self.metrics_processor.resume(self.step)
+        self.exports.run_resumed(self.step)
+        return super().batch_generator(data_iterable)
+
+    def train_step(self, data_iterator: Iterator[Batch]) -> None:
+        """One optimizer step over the rank's micro-batches; a step the guard rejects changes no state but its count."""
+        self.optimizers.zero_grad()
+        lr = self.lr_schedulers.schedulers[0].get_last_lr()[0]
+        tokens_before = self.ntokens_seen
+        batches = [next(data_iterator) for _ in range(self.gradient_accumulation_steps)]
+        counts = self._count(batches)
+        valid = counts.pop("valid")
+        self.ntokens_seen = tokens_before + int(counts.pop("tokens"))
+
+        local_loss = self._accumulate(batches, valid)
+        loss = sum_over_data({"loss": local_loss}, self.parallel_dims)["loss"]
+        grad_norm = self._clip()
+        if self.guard.accepts(self.step, loss, grad_norm):
+            self.checkpointer.maybe_wait_for_staging()
+            self.optimizers.step()
+            self.lr_schedulers.step()
+        self._tighten_timeouts()
+
+        if self.metrics_processor.should_log(self.step):
+            figures = {"lr": lr, "tokens": self.ntokens_seen, **self.job.task.report(loss, valid, counts)}
+            if self.guard.skipped:
+                figures["skipped_steps"] = self.guard.skipped
+            self.metrics_processor.log(self.step, loss, loss, grad_norm, extra_metrics=figures)
+
+    def _count(self, batches: list[Batch]) -> dict[str, float]:
+        """Scored labels, positions and the task's counts, summed over micro-batches and ranks."""
+        totals: dict[str, torch.Tensor] = {}
+        for _, labels in batches:
+            counted = {"valid": (labels != IGNORE_INDEX).sum(), "tokens": torch.tensor(labels.numel())}
+            for name, value in {**counted, **self.job.task.counts(labels)}.items():
+                totals[name] = totals.get(name, torch.tensor(0)) + value
+        return sum_over_data(totals, self.parallel_dims)
+
+    def _accumulate(self, batches: list[Batch], valid: float) -> torch.Tensor:
+        """Runs forward and backward over the micro-batches; returns this rank's share of the mean loss."""
+        total = torch.zeros((), device=self.device)
+        rows = self.job_config.training.local_batch_size * self.gradient_accumulation_steps * self._data_rank()
+        for index, (inputs, labels) in enumerate(batches):
+            inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
+            labels = labels.to(self.device, non_blocking=True)
+            first_row = rows + index * self.job_config.training.local_batch_size
+            inputs, labels = self.job.task.prepare(inputs, labels, self._generator(first_row))
+            total += self.forward_backward_step(input_dict=inputs, labels=labels, global_valid_tokens=valid).detach()
+        return total
+
+    def forward_backward_step(
+        self, *, input_dict: dict[str, torch.Tensor], labels: torch.Tensor, global_valid_tokens: Any
+    ) -> torch.Tensor:
+        """One micro-batch: the task's summed loss over the global number of scored labels, and its gradients."""
+        (model,) = self.model_parts
+        with self.train_context():
+            loss = self.job.task.loss_sum(model, input_dict, labels) / max(float(global_valid_tokens), 1.0)
+            loss.backward()
+        return loss
+
+    def _clip(self) -> float:
+        """Clips gradients to ``training.max_norm``; returns their norm over all ranks, before clipping."""
+        parameters = [parameter for part in self.model_parts for parameter in part.parameters()]
+        norm = dist_utils.clip_grad_norm_(
+            parameters,
+            self.job_config.training.max_norm,
+            foreach=True,
+            pp_mesh=self.parallel_dims.get_optional_mesh("pp"),
+            ep_enabled=self.parallel_dims.ep_enabled,
+        )
+        return norm.item()
+
+    def _data_rank(self) -> int:
+        return self.parallel_dims.get_mesh("batch").get_local_rank() if self.parallel_dims.dp_enabled else 0
+
+    def _generator(self, first_row: int) -> torch.Generator:
+        """Randomness of a micro-batch: the same for a resumed step and for any number of ranks."""
+        seed = hash((self.job_config.debug.seed, self.step, first_row)) % 2**63
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def _tighten_timeouts(self) -> None:
+        """Shortens collective timeouts after this process's first step; torchtitan/train.py:699 does so at step 1 only,
+        so that a resumed run would keep the long ones."""
+        if self._first_step is None:
+            self._first_step = self.step
+            if self.step != 1:
+                timeout = timedelta(seconds=self.job_config.comm.train_timeout_seconds)
+                compat.set_pg_timeouts(timeout, self.parallel_dims)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the trainer itself."""
+        return {**super().state_dict(), "skipped_steps": self.guard.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        super().load_state_dict(state_dict)
+        self.guard.skipped = state_dict.get("skipped_steps", 0)
+
+    def _card(self, step: int) -> dict[str, Any]:
+        """What the exported model's card says of its training."""
+        figures = self.metrics_processor.history.last()
+        return {
+            "model_type": self.job.plugin.model_type,
+            "task": self.job_config.task.name,
+            "data": [source.path for source in self.job_config.data.sources],
+            "step": step,
+            "tokens": self.ntokens_seen,
+            **{name: figures[name] for name in ("loss", "val_loss", "val_bpb") if name in figures},
+        }
+
+    def close(self) -> None:
+        """Waits for checkpoints and exports under way and closes logs and data workers."""
+        super().close()
+        if self.dataloader is not None:
+            self.dataloader.close()  # type: ignore[attr-defined]
+        if hasattr(self, "exports"):
+            self.exports.close()
+
+
+def train(job: Job) -> Path | None:
+    """Trains a job in an initialised process environment (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_*``).
+
+    Returns:
+        The exported HuggingFace folder of the last step, on rank 0, if the job exports.
+    """
+    trainer: Trainer | None = None
+    try:
+        trainer = Trainer(job)
+        trainer.train()
+    finally:
+        if trainer is not None:
+            trainer.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return trainer.exports.last

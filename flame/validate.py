@@ -1,0 +1,74 @@
+"""Validation during training: a held-out source, the same rows for every number of ranks, weighted by labels."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torchtitan.components.validate import BaseValidator
+from torchtitan.distributed import ParallelDims
+
+from flame import compat
+from flame.config import JobConfig
+from flame.losses import IGNORE_INDEX
+from flame.metrics import Metrics
+from flame.parallel.reduce import sum_over_data
+from flame.tasks.base import Task
+
+Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+
+
+class Validator(BaseValidator):
+    """Runs ``validation.steps`` global batches (all of the source if -1) through the model without gradients."""
+
+    def __init__(
+        self, job_config: JobConfig, loader: Any, task: Task, parallel_dims: ParallelDims, metrics: Metrics
+    ) -> None:
+        super().__init__(job_config)
+        self.loader = loader
+        self.task = task
+        self.parallel_dims = parallel_dims
+        self.metrics = metrics
+        self._batches: list[Batch] | None = None
+
+    def should_validate(self, step: int) -> bool:
+        """Every ``validation.freq`` steps and after the last one."""
+        return step % self.job_config.validation.freq == 0 or step == self.job_config.training.steps
+
+    @torch.no_grad()
+    def validate(self, model_parts: list[nn.Module], step: int) -> dict[str, float]:
+        """Reports the mean loss over all scored labels and what the task makes of it; returns these figures."""
+        (model,) = model_parts
+        model.eval()
+        totals: dict[str, torch.Tensor] = {}
+        for inputs, labels in self._equal_batches():
+            inputs = {name: tensor.to(compat.DEVICE_TYPE) for name, tensor in inputs.items()}
+            labels = labels.to(compat.DEVICE_TYPE)
+            sums = {"loss": self.task.loss_sum(model, inputs, labels), "valid": (labels != IGNORE_INDEX).sum()}
+            for name, value in {**sums, **self.task.counts(labels)}.items():
+                totals[name] = totals.get(name, 0) + value.double()
+        model.train()
+        summed = sum_over_data(totals, self.parallel_dims)
+        loss, valid = summed.pop("loss"), summed.pop("valid")
+        figures = {"loss": loss / max(valid, 1.0)}
+        figures.update(self.task.report(figures["loss"], valid, summed))
+        self.metrics.log_validation(figures.pop("loss"), step, figures)
+        return {"loss": loss / max(valid, 1.0), **figures}
+
+    def _equal_batches(self) -> Iterator[Batch]:
+        """The rank's batches, as many on every rank: gathering weights is collective. Ranks that run out of documents
+        first go on with batches in which no label counts. Read once, then kept: validation sets are small."""
+        if self._batches is None:
+            self._batches = list(self.loader)
+            self.loader.close()
+        most = int(
+            sum_over_data({"count": torch.tensor(float(len(self._batches)))}, self.parallel_dims, "max")["count"]
+        )
+        yield from self._batches
+        for _ in range(most - len(self._batches)):
+            inputs, labels = self._batches[0] if self._batches else self._blank()
+            yield inputs, torch.full_like(labels, IGNORE_INDEX)
+
+    def _blank(self) -> Batch:
+        ids = torch.zeros(1, self.job_config.training.seq_len, dtype=torch.long)
+        return {"input_ids": ids}, ids
