@@ -69,6 +69,9 @@ with _cpu_when_no_accelerator():
     import torchtitan.distributed.utils as titan_distributed
     import torchtitan.tools.utils as titan_utils
 
+if titan_utils.device_type == "cuda" and not torch.cuda.is_available():
+    raise ImportError("torchtitan was imported before flame and found no device; import flame.compat first")
+
 DEVICE_TYPE: str = titan_utils.device_type
 DEVICE_MODULE: Any = titan_utils.device_module
 

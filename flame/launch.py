@@ -18,18 +18,20 @@ from flame import train
 from flame.cli import run
 from flame.config import help_text
 from flame.errors import ConfigError
+from flame.spec import check_sources
 
 
 def main(argv: list[str]) -> int:
     """Trains the job of the command line; returns the job's exit code."""
     if "-h" in argv or "--help" in argv:
-        print(help_text())
+        print(help_text(train.task_options("causal_lm")))
         return 0
     nodes, processes = _number("NNODE", 1), _number("NGPU", max(1, torch.accelerator.device_count()))
     job = train.prepare(argv, world_size=nodes * processes)
     if nodes * processes == 1:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
         return train.run_job(job)
+    check_sources(job)
     return _run_agent(argv, nodes, processes, os.path.join(job.config.job.dump_folder, "logs"))
 
 

@@ -13,7 +13,8 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 
 from flame import compat
 from flame.config import JobConfig, to_toml
-from flame.data import build_loader, open_sources
+from flame.data.loader import build_loader
+from flame.data.sources import open_source
 from flame.errors import ConfigError
 from flame.metrics import Metrics
 from flame.models.build import ModelArgs, build_model, model_class
@@ -52,7 +53,7 @@ def load_job(config: JobConfig) -> Job:
         )
     tokenizer = load_tokenizer(config.model.tokenizer_path)
     grown = fit_tokenizer(model_config, tokenizer)
-    model_config._attn_implementation = attention(config, plugin)
+    model_config._attn_implementation = attention(config)
     task_class = load_task(config.task.name, config.model.plugin_path)
     task = task_class(config.task, tokenizer=tokenizer, config=config)
     cls = model_class(plugin, model_config, task.head)
@@ -61,20 +62,26 @@ def load_job(config: JobConfig) -> Job:
 
 
 def check_job(job: Job) -> None:
-    """Tries what would otherwise fail late: the task on a scaled-down model, and that every source can be read."""
+    """Tries the task on a scaled-down model; a family it cannot train right is refused here."""
     job.task.check(job.model_class, job.model_config, job.plugin.documents)
-    for sources in (job.config.data.sources, job.config.validation.sources if job.config.validation.enable else []):
-        open_sources(sources, job.config.data)
 
 
-def attention(config: JobConfig, plugin: ModelPlugin) -> str:
-    """The attention implementation of a transformers family: the job's, else what suits device and packing."""
+def check_sources(job: Job) -> None:
+    """Opens every data source once, so that what is missing or unreadable shows before any rank starts."""
+    config, columns = job.config, getattr(job.task.encoder(), "columns", None)
+    for source in [*config.data.sources, *(config.validation.sources if config.validation.enable else [])]:
+        open_source(source, columns, config.data.max_document_bytes)
+
+
+def attention(config: JobConfig) -> str | None:
+    """The attention implementation of a transformers family: the job's, else what device and packing ask for; None
+    leaves the choice to transformers (SDPA where the family has it)."""
     if config.model.attn_implementation:
         return config.model.attn_implementation
     if config.training.varlen and compat.DEVICE_TYPE == "cuda":
         # A dense mask over packed documents would take T x T memory.
         return "flash_attention_2" if _has_flash_attention() else "flex_attention"
-    return "sdpa"
+    return None
 
 
 def _has_flash_attention() -> bool:
@@ -112,7 +119,6 @@ def _leaf(module: str) -> str:
 
 def register(job: Job) -> None:
     """Makes ``job`` the TrainSpec that torchtitan's Trainer finds under ``model.name``."""
-    job.config.model.name = job.plugin.model_type
     titan_spec._extra_train_specs.pop(job.config.model.name, None)
     titan_spec.register_train_spec(job.config.model.name, make_train_spec(job))
 

@@ -29,11 +29,16 @@ def prepare(argv: list[str], world_size: int) -> Job:
         FlameError: the job cannot be trained; the message says what to change.
     """
     start_logging()
-    config = parse(argv, task_options=lambda name: load_task(name).Options)  # type: ignore[attr-defined]
+    config = parse(argv, task_options)
     resolve(config, world_size)
     job = load_job(config)
     check_job(job)
     return job
+
+
+def task_options(name: str, plugin_path: str = "") -> type:
+    """The class of the ``[task]`` table of a task."""
+    return load_task(name, plugin_path).Options  # type: ignore[attr-defined]
 
 
 def run_job(job: Job) -> int:

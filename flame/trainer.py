@@ -47,13 +47,12 @@ class Trainer(TitanTrainer):
         if dist.get_rank() == 0:
             write_assets(job)
         self.exports = AutoExport(job.config, card=self._card)
-        if job.config.checkpoint.enable:
+        if dist.get_rank() == 0 and job.config.checkpoint.enable:
             self.checkpointer.on_complete.append(self.exports.step_completed)
 
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
         """torchtitan's, called once the checkpoint is loaded: whatever a lost run logged after it is dropped first."""
         self.metrics_processor.resume(self.step)
-        self.exports.run_resumed(self.step)
         return super().batch_generator(data_iterable)
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
@@ -150,25 +149,23 @@ class Trainer(TitanTrainer):
         super().load_state_dict(state_dict)
         self.guard.skipped = state_dict.get("skipped_steps", 0)
 
-    def _card(self, step: int) -> dict[str, Any]:
+    def _card(self) -> dict[str, Any]:
         """What the exported model's card says of its training."""
         figures = self.metrics_processor.history.last()
         return {
             "model_type": self.job.plugin.model_type,
             "task": self.job_config.task.name,
             "data": [source.path for source in self.job_config.data.sources],
-            "step": step,
+            "step": self.step,
             "tokens": self.ntokens_seen,
             **{name: figures[name] for name in ("loss", "val_loss", "val_bpb") if name in figures},
         }
 
     def close(self) -> None:
-        """Waits for checkpoints and exports under way and closes logs and data workers."""
+        """Waits for checkpoints under way and closes logs and data workers."""
         super().close()
-        if self.dataloader is not None:
-            self.dataloader.close()  # type: ignore[attr-defined]
-        if hasattr(self, "exports"):
-            self.exports.close()
+        if getattr(self, "dataloader", None) is not None:
+            self.dataloader.close()  # type: ignore[union-attr]
 
 
 def train(job: Job) -> Path | None:
@@ -185,5 +182,8 @@ def train(job: Job) -> Path | None:
         if trainer is not None:
             trainer.close()
         if dist.is_initialized():
+            first = dist.get_rank() == 0
             dist.destroy_process_group()
+    if first:
+        trainer.exports.finish(trainer.step)
     return trainer.exports.last

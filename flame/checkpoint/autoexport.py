@@ -1,66 +1,57 @@
-"""Turns checkpoints into HuggingFace folders by themselves, in the background, from complete files alone."""
+"""Turns checkpoints into HuggingFace folders by themselves, from complete files alone: no rank waits for another."""
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from flame.checkpoint.hf_export import export_hf
-from flame.checkpoint.layout import RunFolder, step_folder
+from flame.checkpoint.layout import RunFolder, find_steps, step_folder, update_latest
 from flame.config import JobConfig
 
 log = logging.getLogger(__name__)
 
 
 class AutoExport:
-    """Exports the last step, and every ``export.interval`` steps, of a run; does nothing on ranks other than 0.
+    """Exports the last step of a run, and every ``export.interval`` steps before it; used on rank 0.
 
-    No rank waits for another: the weights are read from the finished checkpoint.
+    Attributes:
+        last: the folder exported last by this process.
     """
 
-    def __init__(self, config: JobConfig, card: Callable[[int], dict[str, Any]]) -> None:
+    def __init__(self, config: JobConfig, card: Callable[[], dict[str, Any]]) -> None:
         self.config = config
-        self.folder = RunFolder(Path(config.job.dump_folder), config.checkpoint.folder)
+        self.run = RunFolder(Path(config.job.dump_folder), config.checkpoint.folder)
         self.last: Path | None = None
         self._card = card
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="export")
-        self._pending: list[Future[Path]] = []
 
     def step_completed(self, step: int, checkpoint: Path) -> None:
-        """Called on rank 0 when a step's checkpoint is complete on disk."""
+        """Called in the background when a step is complete on disk; the step is kept until this returns.
+
+        The last step is left to ``finish``, so that its card can tell of the validation that follows the save.
+        """
         interval = self.config.export.interval
-        if step == self.config.training.steps or (interval and step % interval == 0):
+        if self.config.export.enable and interval and step % interval == 0 and step != self.config.training.steps:
             self._export(step, checkpoint)
 
-    def run_resumed(self, step: int) -> None:
-        """Called once a run's checkpoint is loaded: exports a finished run whose export was lost."""
-        finished = step == self.config.training.steps and step > 0
-        if finished and dist.get_rank() == 0 and not step_folder(self.folder.hf, step).is_dir():
-            self._export(step, step_folder(self.folder.checkpoint, step))
+    def finish(self, step: int) -> None:
+        """Called once training has ended at ``step``: exports it if it was the run's last and is not exported yet."""
+        out = step_folder(self.run.hf, step)
+        finished = self.config.export.enable and step == self.config.training.steps
+        if finished and step in find_steps(self.run.checkpoint) and not out.is_dir():
+            self._export(step, step_folder(self.run.checkpoint, step))
+        elif finished and out.is_dir():
+            self.last = out
 
     def _export(self, step: int, checkpoint: Path) -> None:
-        if not self.config.export.enable:
-            return
-        out = step_folder(self.folder.hf, step)
-        self._pending.append(
-            self._pool.submit(
-                export_hf,
-                checkpoint,
-                self.folder.model_assets,
-                out,
-                dtype=self.config.export.dtype,
-                max_shard_size=self.config.export.max_shard_size,
-                card=self._card(step),
-            )
+        export = self.config.export
+        self.last = export_hf(
+            checkpoint,
+            self.run.model_assets,
+            step_folder(self.run.hf, step),
+            dtype=export.dtype,
+            max_shard_size=export.max_shard_size,
+            card=self._card(),
         )
-
-    def close(self) -> None:
-        """Waits for exports under way; an export that failed raises here."""
-        self._pool.shutdown(wait=True)
-        for future in self._pending:
-            self.last = future.result()
-            log.info("exported to %s", self.last)
-        self._pending.clear()
+        update_latest(self.run.hf, step)
+        log.info("exported step %d to %s", step, self.last)

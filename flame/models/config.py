@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from flame.config import locate
+from flame.config.files import looks_like_path
 from flame.errors import ConfigError
 from flame.plugin import ModelPlugin, load_plugin
 
@@ -52,7 +53,7 @@ _SMALL = {
     "first_k_dense_replace": 1,
     "sliding_window": 32,
 }
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def load_config(name: str, plugin_path: str = "") -> tuple[PreTrainedConfig, ModelPlugin]:
@@ -80,26 +81,30 @@ def load_config(name: str, plugin_path: str = "") -> tuple[PreTrainedConfig, Mod
 
 
 def _read(name: str) -> dict[str, Any]:
-    path = locate(name)
-    if path.is_dir():
-        path = path / "config.json"
-    if path.is_file():
-        try:
-            values = json.loads(path.read_text())
-        except ValueError as error:
-            raise ConfigError(f"model.config '{path}' is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"model.config '{path}' holds no JSON object; give a HuggingFace config.json")
-        return values
-    if path.suffix == ".json" or name.startswith((".", "/")) or name.count("/") > 1:
-        raise ConfigError(f"model.config '{name}' does not exist; give a config.json, a shipped name or a hub id")
+    folder = Path(name).expanduser()
+    try:
+        return _read_file(folder / "config.json" if folder.is_dir() else locate(name))
+    except ConfigError:
+        if looks_like_path(name) or folder.is_dir():
+            raise
     hf_logging.set_verbosity_error()
     try:
         return PreTrainedConfig.get_config_dict(name)[0]
     except OSError as error:
-        raise ConfigError(
-            f"model.config '{name}' is neither a file, a shipped config nor a hub id within reach"
-        ) from error
+        remedy = "give a config.json, the name of a shipped config, or a hub id within reach"
+        raise ConfigError(f"model.config '{name}' cannot be found; {remedy}") from error
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"model.config: there is no '{path}'; give a folder with a config.json")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"model.config '{path}' is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"model.config '{path}' holds no JSON object; give a HuggingFace config.json")
+    return values
 
 
 def fit_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -124,10 +129,13 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
     for name, small in _SMALL.items():
         if isinstance(values.get(name), int) and not isinstance(values[name], bool):
             values[name] = min(values[name], small)
+    if "qk_rope_head_dim" in values:  # latent attention: the rotary part is its "head"
+        values.pop("qk_head_dim", None)
+        values["head_dim"] = values["qk_rope_head_dim"]
     heads, groups = values.get("num_attention_heads"), values.get("num_key_value_heads")
     if heads and groups and config.num_key_value_heads == config.num_attention_heads:
         values["num_key_value_heads"] = heads
-    return type(config)(**values)
+    return type(config)(**{**values, **_TOKEN_IDS})
 
 
 def tiny_config(plugin: ModelPlugin) -> PreTrainedConfig:

@@ -1,0 +1,206 @@
+"""Completing a job for a number of processes, and refusing what cannot be trained, before any process starts."""
+
+import importlib.util
+import re
+from glob import glob, has_magic
+from pathlib import Path
+
+import torch
+
+from flame.config.bounds import check_bounds
+from flame.config.files import locate, looks_like_path
+from flame.config.sections import SOURCE_FORMATS, JobConfig, Source
+from flame.errors import ConfigError, closest
+
+OPTIMIZERS = ("AdamW", "Adam")
+"""Names ``optimizer.name`` may have."""
+
+_SINGLE = (
+    "tensor_parallel_degree",
+    "pipeline_parallel_degree",
+    "context_parallel_degree",
+    "expert_parallel_degree",
+    "expert_tensor_parallel_degree",
+)
+_LOCAL_SOURCE = re.compile(r"^[./~]|\.(parquet|jsonl?|txt)(\.gz|\.zst)?$")
+_SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?\s*[KMGT]i?B")
+
+
+def resolve(config: JobConfig, world_size: int) -> None:
+    """Fills in what a job leaves open and checks that it can be trained.
+
+    Sets ``training.context_len``, ``training.global_batch_size`` and ``validation.local_batch_size``.
+    ``training.gradient_accumulation_steps`` goes into the global batch size and becomes 0, so that a resolved job
+    keeps its batches at another world size. Resolving twice changes nothing. Names on the hub are not looked up.
+
+    Args:
+        config: The job; changed in place.
+        world_size: Number of processes, one per device.
+
+    Raises:
+        ConfigError: The job cannot be trained; the message names the keys, their values and the remedy.
+    """
+    check_bounds(config)
+    unsupported_parallelism(config)
+    _check_model(config)
+    _check_sources(config)
+    _check_optimization(config)
+    _check_memory(config)
+    _check_checkpoint(config)
+    _resolve_lengths(config)
+    _resolve_batches(config, data_parallel_degree(config, world_size))
+
+
+def unsupported_parallelism(config: JobConfig) -> None:
+    """Refuses the parallelisms that flame does not have yet.
+
+    Raises:
+        ConfigError: A degree other than the data-parallel ones is not 1.
+    """
+    for name in _SINGLE:
+        degree = getattr(config.parallelism, name)
+        if degree != 1:
+            raise ConfigError(f"parallelism.{name} = {degree} is not supported yet; set it to 1.")
+
+
+def data_parallel_degree(config: JobConfig, world_size: int) -> int:
+    """Returns how many processes read batches of their own.
+
+    Raises:
+        ConfigError: The parallel degrees do not fit the number of processes.
+    """
+    layout = config.parallelism
+    model = layout.tensor_parallel_degree * layout.pipeline_parallel_degree * layout.context_parallel_degree
+    replicate, shard = layout.data_parallel_replicate_degree, layout.data_parallel_shard_degree
+    fixed = model * replicate * (shard if shard > 0 else 1)
+    if world_size % fixed or (shard > 0 and fixed != world_size):
+        remedy = "start that many" if shard > 0 else "start a multiple of that"
+        raise ConfigError(
+            f"The parallel degrees multiply to {fixed} processes, but there are {world_size}: {remedy} with NGPU and "
+            "NNODE, or change parallelism.data_parallel_replicate_degree and data_parallel_shard_degree (-1: the rest)."
+        )
+    return world_size // model
+
+
+def _check_model(config: JobConfig) -> None:
+    model = config.model
+    if model.name != "flame":
+        raise ConfigError(f"model.name = '{model.name}' must be 'flame'; the model is chosen by model.config.")
+    if not model.config:
+        raise ConfigError("model.config is not set: name a JSON file, a shipped config or a hub id.")
+    if not model.tokenizer_path:
+        raise ConfigError(
+            "model.tokenizer_path is not set: name a HuggingFace folder, a hub id or builtin:python-stdlib-8k."
+        )
+    if looks_like_path(model.config) and not Path(model.config).expanduser().is_dir():
+        locate(model.config)
+    _require_existing("model.tokenizer_path", model.tokenizer_path)
+    if model.plugin_path and not Path(model.plugin_path).expanduser().is_dir():
+        raise ConfigError(f"model.plugin_path = '{model.plugin_path}' is not a folder.")
+    for converter in model.converters:
+        if converter.startswith("quantize.") and not importlib.util.find_spec("torchao"):
+            raise ConfigError(f"model.converters: '{converter}' needs torchao; install it with: pip install torchao")
+
+
+def _check_sources(config: JobConfig) -> None:
+    if not config.data.sources:
+        raise ConfigError("data.sources is empty: list at least one corpus as a [[data.sources]] table with a path.")
+    if config.validation.enable and not config.validation.sources:
+        raise ConfigError("validation.enable is true, but validation.sources is empty: list a held-out corpus there.")
+    for section, sources in (("data", config.data.sources), ("validation", config.validation.sources)):
+        for index, source in enumerate(sources):
+            _check_source(f"{section}.sources.{index}", source)
+
+
+def _check_source(name: str, source: Source) -> None:
+    if not source.path:
+        raise ConfigError(f"{name}.path is empty: name a file, a folder, a hub id or builtin:python-stdlib.")
+    if source.format not in SOURCE_FORMATS:
+        valid, hint = ", ".join(SOURCE_FORMATS[1:]), closest(source.format, SOURCE_FORMATS)
+        raise ConfigError(f"{name}.format = '{source.format}' must be one of {valid}, or empty.{hint}")
+    if "://" in source.path or not _LOCAL_SOURCE.search(source.path):
+        return
+    path = str(Path(source.path).expanduser())
+    found = glob(path, recursive=True) if has_magic(path) else Path(path).exists()
+    if not found:
+        raise ConfigError(f"{name}.path = '{source.path}' does not exist.")
+
+
+def _check_optimization(config: JobConfig) -> None:
+    if config.optimizer.name not in OPTIMIZERS:
+        raise ConfigError(
+            f"optimizer.name = '{config.optimizer.name}' must be one of {', '.join(OPTIMIZERS)}."
+            f"{closest(config.optimizer.name, OPTIMIZERS)}"
+        )
+
+
+def _check_memory(config: JobConfig) -> None:
+    recompute = config.activation_checkpoint
+    option = recompute.selective_ac_option
+    if recompute.mode == "selective" and option != "op" and (not option.isdecimal() or int(option) < 1):
+        raise ConfigError(f"activation_checkpoint.selective_ac_option = '{option}' must be 'op' or a number from 1.")
+    if recompute.mode == "memory_budget" and not config.compile.enable:
+        raise ConfigError("activation_checkpoint.mode = 'memory_budget' needs compile.enable = true.")
+
+
+def _check_checkpoint(config: JobConfig) -> None:
+    checkpoint, folder = config.checkpoint, config.job.dump_folder
+    if not folder:
+        raise ConfigError("job.dump_folder is empty: name the folder of the run.")
+    if Path(folder).is_file():
+        raise ConfigError(f"job.dump_folder = '{folder}' is a file; name a folder.")
+    if not checkpoint.folder:
+        raise ConfigError("checkpoint.folder is empty: name a folder below job.dump_folder, such as 'checkpoint'.")
+    if checkpoint.initial_load_in_hf and not checkpoint.initial_load_path:
+        raise ConfigError("checkpoint.initial_load_in_hf needs checkpoint.initial_load_path, a HuggingFace folder.")
+    if checkpoint.initial_load_in_hf and not checkpoint.initial_load_model_only:
+        raise ConfigError("checkpoint.initial_load_in_hf needs initial_load_model_only = true: there are only weights.")
+    if checkpoint.initial_load_path:
+        _require_existing("checkpoint.initial_load_path", checkpoint.initial_load_path)
+    if checkpoint.load_step >= 0 and not checkpoint.enable:
+        raise ConfigError(f"checkpoint.load_step = {checkpoint.load_step} needs checkpoint.enable = true.")
+    if checkpoint.async_mode == "async_with_pinned_mem" and not torch.cuda.is_available():
+        raise ConfigError("checkpoint.async_mode = 'async_with_pinned_mem' needs an accelerator; use 'async'.")
+    if not _SHARD_SIZE.fullmatch(size := config.export.max_shard_size):
+        raise ConfigError(f"export.max_shard_size = '{size}' must be a size such as 5GB or 500MB.")
+
+
+def _require_existing(key: str, path: str) -> None:
+    if looks_like_path(path) and not Path(path).expanduser().exists():
+        raise ConfigError(f"{key} = '{path}' does not exist.")
+
+
+def _resolve_lengths(config: JobConfig) -> None:
+    training = config.training
+    training.context_len = training.context_len or training.seq_len
+    if training.context_len > training.seq_len:
+        raise ConfigError(
+            f"training.context_len = {training.context_len} is longer than training.seq_len = {training.seq_len}; "
+            "lower it, or remove it to use seq_len."
+        )
+    if training.context_len < training.seq_len and not training.varlen:
+        raise ConfigError(
+            f"training.context_len = {training.context_len} below training.seq_len = {training.seq_len} has no effect "
+            "without training.varlen = true; turn that on, or remove context_len."
+        )
+
+
+def _resolve_batches(config: JobConfig, degree: int) -> None:
+    training = config.training
+    at_once = training.local_batch_size * degree
+    accumulated = at_once * training.gradient_accumulation_steps
+    if training.global_batch_size < 0:
+        training.global_batch_size = accumulated or at_once
+    rows = f"training.local_batch_size = {training.local_batch_size} on {degree} data-parallel processes"
+    if training.global_batch_size % at_once:
+        raise ConfigError(
+            f"training.global_batch_size = {training.global_batch_size} is not a multiple of {at_once} rows, which is "
+            f"{rows}; change one of them."
+        )
+    if accumulated and accumulated != training.global_batch_size:
+        raise ConfigError(
+            f"training.gradient_accumulation_steps = {training.gradient_accumulation_steps} gives {accumulated} rows "
+            f"({rows}), but training.global_batch_size = {training.global_batch_size}; remove one of them."
+        )
+    training.gradient_accumulation_steps = 0
+    config.validation.local_batch_size = config.validation.local_batch_size or training.local_batch_size

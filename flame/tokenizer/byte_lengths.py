@@ -1,0 +1,41 @@
+"""How many bytes of text each token stands for, which turns a loss per token into bits per byte."""
+
+import json
+import re
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+_BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """Counts the UTF-8 bytes behind every token id.
+
+    Over the tokens of a text the counts sum to its length in bytes, exactly for byte-level tokenizers. Special tokens
+    stand for no text and count 0.
+
+    Returns:
+        int32 tensor ``[len(tokenizer)]``.
+    """
+    backend = tokenizer.backend_tokenizer
+    layout = json.loads(backend.to_str())
+    byte_level = any("ByteLevel" in json.dumps(layout[part]) for part in ("pre_tokenizer", "decoder"))
+    added = tokenizer.added_tokens_decoder
+    counts = torch.zeros(len(tokenizer), dtype=torch.int32)
+    for token, index in backend.get_vocab().items():
+        if index >= len(counts):
+            continue
+        if index in added:
+            counts[index] = 0 if added[index].special else len(added[index].content.encode())
+        else:
+            # A byte-level vocabulary writes every byte as one printable character.
+            counts[index] = len(token) if byte_level else _plain_length(token)
+    return counts
+
+
+def _plain_length(token: str) -> int:
+    """Bytes of a token of a SentencePiece or WordPiece vocabulary."""
+    if _BYTE_FALLBACK.fullmatch(token):
+        return 1
+    return len(token.removeprefix("##").replace("\u2581", " ").encode())

@@ -1,0 +1,164 @@
+"""What every family keeps, whichever folder it comes from; a new family in ``custom_models/`` is tested by being there.
+
+The whole list of transformers:  pytest tests/plugins -m slow
+"""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torchtitan.distributed import ParallelDims
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from flame.config import JobConfig
+from flame.errors import ConfigError
+from flame.losses import cross_entropy_sum
+from flame.models.build import build_model, model_class, plain_model
+from flame.models.config import load_config, tiny_config
+from flame.models.head import head_is_last, loss_in_head
+from flame.parallel.parallelize import parallelize
+from flame.plugin import ModelPlugin, custom_families, load_plugin, transformers_families
+from tests.conftest import FAMILIES
+
+REPRESENTATIVE = [
+    "deepseek_v3",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "granite",
+    "llama",
+    "mixtral",
+    "nanochat",
+    "olmo2",
+    "opt",
+    "phi3",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+]
+OTHERS = sorted(set(transformers_families()) - set(REPRESENTATIVE) - set(custom_families()))
+
+
+def plugin_and_config(model_type: str) -> tuple[ModelPlugin, PreTrainedConfig]:
+    plugin = load_plugin(model_type, str(FAMILIES))
+    if plugin.needs_triton and not torch.accelerator.is_available():
+        pytest.skip("needs a GPU")
+    return plugin, tiny_config(plugin)
+
+
+@pytest.fixture(
+    params=[
+        *custom_families(),
+        "ema_lm",
+        *REPRESENTATIVE,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS),
+    ]
+)
+def family(request: pytest.FixtureRequest) -> tuple[ModelPlugin, PreTrainedConfig]:
+    return plugin_and_config(request.param)
+
+
+def plain(family: tuple[ModelPlugin, PreTrainedConfig]):
+    plugin, config = family
+    return plain_model(model_class(plugin, config, "causal_lm"), config, seed=1)
+
+
+def tokens(config: PreTrainedConfig, batch: int = 2, length: int = 12) -> torch.Tensor:
+    return torch.randint(3, config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+def test_config_survives_a_round_trip(family, tmp_path: Path) -> None:
+    plugin, config = family
+    config.save_pretrained(tmp_path)
+    again, found = load_config(str(tmp_path), str(FAMILIES))
+    assert found.model_type == plugin.model_type
+    assert again.to_dict() == config.to_dict()
+
+
+def test_meta_init_equals_plain_init(family, process_group) -> None:
+    plugin, config = family
+    cls = model_class(plugin, config, "causal_lm")
+    cls.init_seed = 1
+    with torch.device("meta"):
+        model = build_model(cls, config)
+    job = JobConfig()
+    job.training.mixed_precision_param = "float32"
+    model = parallelize(model, ParallelDims(1, 1, 1, 1, 1, 1, 1, world_size=1), job)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        model.init_weights(buffer_device=None)
+
+    expected = plain(family)
+    weights = dict(expected.named_parameters())
+    assert {name for name, _ in model.named_parameters()} == set(weights)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.full_tensor(), weights[name]), name
+    buffers = dict(expected.named_buffers())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+
+
+def test_every_weight_learns(family) -> None:
+    _, config = family
+    model = plain(family)
+    ids = tokens(config)
+    loss = cross_entropy_sum(model(input_ids=ids).logits, ids)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not missing or "moe" in config.model_type or hasattr(config, "num_local_experts"), missing
+
+
+def test_loss_in_the_head_is_the_loss_of_the_logits(family) -> None:
+    _, config = family
+    model = plain(family).eval()  # without dropout
+    if not head_is_last(model):
+        pytest.skip("this family changes its logits after the head, so flame computes them in full")
+    ids, labels = tokens(config), tokens(config).roll(-1, 1)
+    labels[:, ::3] = -100
+    naive = copy.deepcopy(model)
+    expected = cross_entropy_sum(naive(input_ids=ids).logits, labels)
+    expected.backward()
+    loss = loss_in_head(model, {"input_ids": ids}, labels)
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    for (name, parameter), other in zip(model.named_parameters(), naive.parameters(), strict=True):
+        if other.grad is not None:
+            assert (parameter.grad - other.grad).norm() <= 1e-5 * other.grad.norm() + 1e-6, name
+
+
+def test_cached_generation_equals_uncached(family) -> None:
+    _, config = family
+    model = plain(family).eval()
+    ids = tokens(config, batch=1, length=6)
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    cached = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **options)
+    uncached = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **options)
+    assert torch.equal(cached, uncached)
+
+
+def test_saved_model_loads_with_equal_logits(family, tmp_path: Path) -> None:
+    _, config = family
+    model = plain(family).eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = tokens(config)
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_unknown_family_names_the_closest() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'llama'"):
+        load_plugin("lllama")
+
+
+def test_head_that_a_family_lacks_is_refused() -> None:
+    plugin, config = plugin_and_config("llama")
+    with pytest.raises(ConfigError, match="no head 'ctc'"):
+        model_class(plugin, config, "ctc")
+
+
+def test_nanochat_keeps_its_soft_cap() -> None:
+    assert not head_is_last(plain(plugin_and_config("nanochat")))

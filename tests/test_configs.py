@@ -1,0 +1,102 @@
+"""Every shipped job parses, every shipped model config loads, and upstream's published command still works."""
+
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+
+import fla.models  # noqa: F401  registers fla's families with transformers
+import pytest
+from transformers import AutoConfig
+
+from flame.config import Source, parse, resolve
+from flame.plugin import load_task
+
+ROOT = Path(__file__).resolve().parents[1]
+JOBS = sorted((ROOT / "configs" / "jobs").glob("*.toml"))
+BASE_JOBS = sorted((ROOT / "flame" / "models").glob("*.toml"))
+MODELS = sorted((ROOT / "configs").glob("*.json"))
+
+UPSTREAM_COMMAND: str = """
+  --job.config_file flame/models/fla.toml
+  --job.dump_folder exp/transformer-340M-4K-10B/batch1.seqlen65536.context4096.warmup1024.update1.steps20480.lr1e-3.cosine
+  --model.config configs/transformer_340M.json
+  --model.tokenizer_path fla-hub/transformer-1.3B-100B
+  --optimizer.name AdamW
+  --optimizer.eps 1e-15
+  --optimizer.lr 1e-3
+  --lr_scheduler.warmup_steps 1024
+  --lr_scheduler.lr_min 0.1
+  --lr_scheduler.decay_type cosine
+  --training.batch_size 1
+  --training.seq_len 65536
+  --training.context_len 4096
+  --training.varlen
+  --training.gradient_accumulation_steps 1
+  --training.steps 20480
+  --training.max_norm 1.0
+  --training.skip_nan_inf
+  --training.dataset HuggingFaceFW/fineweb-edu
+  --training.dataset_name sample-100BT
+  --training.dataset_split train
+  --training.num_workers 32
+  --training.prefetch_factor 2
+  --training.seed 42
+  --training.compile
+  --checkpoint.interval 2048
+  --checkpoint.load_step -1
+  --checkpoint.keep_latest_k 2
+  --metrics.log_freq 1
+"""  # noqa: E501  word for word
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_there_are_jobs():
+    assert JOBS
+
+
+@pytest.mark.parametrize("path", [*JOBS, *BASE_JOBS], ids=lambda path: path.stem)
+def test_a_shipped_job_can_be_trained(path):
+    config = parse(["--job.config_file", str(path)], task_options=lambda name: load_task(name).Options)
+    resolve(config, world_size=1)
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_a_shipped_model_config_loads(path):
+    model_type = json.loads(path.read_text())["model_type"]
+    if importlib.util.find_spec("custom_models") and importlib.util.find_spec(f"custom_models.{model_type}"):
+        importlib.import_module(f"custom_models.{model_type}")
+    assert AutoConfig.from_pretrained(path).model_type == model_type
+
+
+def test_the_published_command_of_upstream_means_what_it_means_there():
+    config = parse(UPSTREAM_COMMAND.split())
+    resolve(config, world_size=8)
+    assert config.job.dump_folder.endswith("cosine")
+    assert config.model.config == "configs/transformer_340M.json"
+    assert config.model.tokenizer_path == "fla-hub/transformer-1.3B-100B"
+    assert (config.optimizer.name, config.optimizer.eps, config.optimizer.lr) == ("AdamW", 1e-15, 1e-3)
+    schedule = config.lr_scheduler
+    assert (schedule.warmup_steps, schedule.decay_type, schedule.min_lr_factor) == (1024, "cosine", 0.1)
+    training = config.training
+    assert (training.local_batch_size, training.global_batch_size, training.steps) == (1, 8, 20480)
+    assert (training.seq_len, training.context_len, training.varlen) == (65536, 4096, True)
+    assert (training.max_norm, config.guard.skip_nan_inf) == (1.0, True)
+    assert config.data.sources == [Source("HuggingFaceFW/fineweb-edu", name="sample-100BT", split="train")]
+    assert (training.dataloader.num_workers, training.dataloader.prefetch_factor) == (32, 2)
+    assert (config.debug.seed, config.compile.enable) == (42, True)
+    checkpoint = config.checkpoint
+    assert (checkpoint.enable, checkpoint.interval, checkpoint.load_step, checkpoint.keep_latest_k) == (
+        True,
+        2048,
+        -1,
+        2,
+    )
+    assert (config.metrics.log_freq, config.metrics.enable_wandb) == (1, True)
+    assert (config.profiling.enable_profiling, config.profiling.profile_freq) == (True, 512)
+    assert (config.export.dtype, config.job.print_config) == ("float32", True)
+    assert config.activation_checkpoint.mode == "none"
