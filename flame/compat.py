@@ -9,7 +9,7 @@ import platform
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -95,9 +95,16 @@ def set_pg_timeouts(timeout: timedelta, parallel_dims: Any) -> None:
     else:
         dist.barrier(device_ids=[DEVICE_MODULE.current_device()])
         DEVICE_MODULE.synchronize()
-    meshes = parallel_dims.get_all_one_dimensional_meshes().values()
-    for group in [*(mesh.get_group() for mesh in meshes), None]:
-        dist.distributed_c10d._set_pg_timeout(timeout, group)
+    groups = [mesh.get_group() for mesh in parallel_dims.get_all_one_dimensional_meshes().values()]
+    for group in [*groups, None]:
+        if dist.get_backend(group) != "fake":  # torchtitan's stand-in for dimensions of size 1
+            dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def no_autocast(*_: Any) -> nullcontext[None]:
+    """Stands in for torchtitan/distributed/utils.py:243, which autocasts on one device and under DDP, and does nothing
+    under TP and PP alone: flame's ``fully_shard`` holds one precision for every layout."""
+    return nullcontext()
 
 
 def use_checkpoint_manager(manager: type) -> None:
@@ -110,3 +117,4 @@ def use_checkpoint_manager(manager: type) -> None:
 _titan_peak_flops = titan_utils.get_peak_flops
 titan_utils.get_peak_flops = peak_flops
 titan_distributed.set_pg_timeouts = set_pg_timeouts
+titan_distributed.maybe_enable_amp = no_autocast

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.distributed import ParallelDims
+from torchtitan.tools.utils import NoColor
 
 from flame.config import JobConfig
 
@@ -25,6 +27,8 @@ class Metrics(MetricsProcessor):
 
     def __init__(self, job_config: JobConfig, parallel_dims: ParallelDims, *args: Any) -> None:
         super().__init__(job_config, parallel_dims, *args)
+        if not sys.stdout.isatty():
+            self.color = NoColor()
         self.history = History(Path(job_config.job.dump_folder) / "metrics.jsonl", writes=dist.get_rank() == 0)
         self._started: tuple[int, float] | None = None  # (step, time) after this process's first step
 

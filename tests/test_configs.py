@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig
 
 from flame.config import Source, parse, resolve
-from flame.plugin import load_task
+from flame.train import task_options
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = sorted((ROOT / "configs" / "jobs").glob("*.toml"))
@@ -61,7 +61,7 @@ def test_there_are_jobs():
 
 @pytest.mark.parametrize("path", [*JOBS, *BASE_JOBS], ids=lambda path: path.stem)
 def test_a_shipped_job_can_be_trained(path):
-    config = parse(["--job.config_file", str(path)], task_options=lambda name: load_task(name).Options)
+    config = parse(["--job.config_file", str(path)], task_options)
     resolve(config, world_size=1)
 
 

@@ -53,7 +53,7 @@ BOUNDS: dict[str, Bound] = {
     "lr_scheduler.total_steps": _COUNT,
     "lr_scheduler.decay_ratio": _SHARE,
     "lr_scheduler.min_lr_factor": _SHARE,
-    "training.local_batch_size": _COUNT,
+    "training.local_batch_size": _NOT_NEGATIVE,
     "training.global_batch_size": Bound(1, also=-1),
     "training.gradient_accumulation_steps": _NOT_NEGATIVE,
     "training.seq_len": _COUNT,

@@ -29,7 +29,8 @@ _SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?\s*[KMGT]i?B")
 def resolve(config: JobConfig, world_size: int) -> None:
     """Fills in what a job leaves open and checks that it can be trained.
 
-    Sets ``training.context_len``, ``training.global_batch_size`` and ``validation.local_batch_size``.
+    Sets ``training.context_len``, ``training.local_batch_size``, ``training.global_batch_size`` and
+    ``validation.local_batch_size``.
     ``training.gradient_accumulation_steps`` goes into the global batch size and becomes 0, so that a resolved job
     keeps its batches at another world size. Resolving twice changes nothing. Names on the hub are not looked up.
 
@@ -187,6 +188,8 @@ def _resolve_lengths(config: JobConfig) -> None:
 
 def _resolve_batches(config: JobConfig, degree: int) -> None:
     training = config.training
+    if not training.local_batch_size:
+        training.local_batch_size = _rows_per_process(config, degree)
     at_once = training.local_batch_size * degree
     accumulated = at_once * training.gradient_accumulation_steps
     if training.global_batch_size < 0:
@@ -204,3 +207,14 @@ def _resolve_batches(config: JobConfig, degree: int) -> None:
         )
     training.gradient_accumulation_steps = 0
     config.validation.local_batch_size = config.validation.local_batch_size or training.local_batch_size
+
+
+def _rows_per_process(config: JobConfig, degree: int) -> int:
+    training = config.training
+    passes = degree * (training.gradient_accumulation_steps or 1)
+    if training.global_batch_size < 0 or training.global_batch_size % passes:
+        raise ConfigError(
+            f"training.local_batch_size = 0 shares training.global_batch_size = {training.global_batch_size} out, but it "
+            f"is not a multiple of {passes}, the forward passes of a step on {degree} data-parallel processes."
+        )
+    return training.global_batch_size // passes

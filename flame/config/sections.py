@@ -87,7 +87,7 @@ class Training(titan.Training):
     """Shape, length and precision of the training steps."""
 
     local_batch_size: int = 8
-    """Rows per device in one forward pass."""
+    """Rows per device in one forward pass; 0 shares `global_batch_size` out over the devices."""
 
     global_batch_size: int = -1
     """Rows of one optimizer step, over all devices; -1 for one forward pass on every data-parallel device."""

@@ -74,11 +74,12 @@ def make_loader(encoder: TextEncoder, workers: int, varlen: bool = False) -> Loa
 
 
 def bare_speed(tokenizer: Tokenizer, texts: list[str]) -> float:
-    """Tokens/s of one ``encode_batch`` call over all texts, ids not even looked at."""
+    """Tokens/s of ``encode_batch``, ids not even looked at; calls of 256 texts are faster than one of them all."""
+    tokens = 0
     start = time.perf_counter()
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-    seconds = time.perf_counter() - start
-    return sum(map(len, encodings)) / seconds
+    for first in range(0, len(texts), 256):
+        tokens += sum(map(len, tokenizer.encode_batch(texts[first : first + 256], add_special_tokens=False)))
+    return tokens / (time.perf_counter() - start)
 
 
 def path_speed(encoder: TextEncoder, workers: int, batches: int) -> float:

@@ -61,6 +61,19 @@ class Counter:
         self.step = int(state_dict["step"])
 
 
+class SameNames:
+    """A state-dict adapter for a model whose names are those of its HuggingFace folder."""
+
+    fqn_to_index_mapping = None
+    hf_assets_path = None
+
+    def to_hf(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The same."""
+        return state
+
+    from_hf = to_hf
+
+
 class Run:
     """A model in training with its checkpoint manager.
 
@@ -68,10 +81,18 @@ class Run:
         folder: The run folder.
         model: The model; default: a ``TinyModel``.
         lanes: The lanes this rank reads.
+        adapter: A state-dict adapter.
         options: Fields of ``checkpoint``.
     """
 
-    def __init__(self, folder: Path, model: nn.Module | None = None, lanes: range = range(4), **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module | None = None,
+        lanes: range = range(4),
+        adapter: Any = None,
+        **options: Any,
+    ) -> None:
         self.model = TinyModel() if model is None else model
         self.optimizers = OptimizersContainer([self.model], torch.optim.AdamW, {"lr": 0.1})
         self.lanes = Lanes(lanes)
@@ -84,7 +105,7 @@ class Run:
             LRSchedulersContainer(self.optimizers, lambda step: 1.0),
             {"train_state": self.counter},
             Checkpoint(**(defaults | options)),
-            None,
+            adapter,
             base_folder=str(folder),
         )
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_stand_ins import Run, TinyModel, flip_byte, truncate
+from checkpoint_stand_ins import Run, SameNames, TinyModel, flip_byte, truncate
+from safetensors.torch import load_file
 
 from flame.checkpoint.layout import MANIFEST, check_step, find_steps
 from flame.checkpoint.storage import StepWriter
@@ -173,6 +174,19 @@ def test_a_last_step_of_the_model_alone_cannot_be_resumed_and_says_so(tmp_path):
     run.manager.close()
     with pytest.raises(CheckpointError, match="holds only a model.*initial_load_path"):
         Run(tmp_path).manager.load()
+
+
+def test_a_last_step_in_hf_format_is_passed_over_when_the_run_resumes(tmp_path, caplog):
+    run = Run(tmp_path, last_save_model_only=True, last_save_in_hf=True, adapter=SameNames())
+    run.train(1)
+    run.manager.save(2, last_step=True)
+    run.manager.close()
+    weights = load_file(tmp_path / "checkpoint" / "step-2" / "model-00001-of-00001.safetensors")
+    assert torch.equal(weights["body.weight"], run.model.body.weight)
+    resumed = Run(tmp_path)
+    assert resumed.manager.load()
+    assert resumed.counter.step == 1
+    assert "Skipping step-2" in caplog.text
 
 
 def test_hooks_run_once_a_step_is_complete_and_before_it_can_be_removed(tmp_path):

@@ -32,7 +32,7 @@ MISSING = {
     "data": {"sources": [{"path": "missing.parquet"}]},
 }
 IMPOSSIBLE = {
-    "training": {"global_batch_size": 7, "gradient_accumulation_steps": -1, "context_len": 10**9},
+    "training": {"global_batch_size": 0, "gradient_accumulation_steps": -1, "context_len": 10**9},
     "parallelism": {"data_parallel_shard_degree": 3, "tensor_parallel_degree": 2, "context_parallel_degree": 2},
     "optimizer": {"name": "Adamant", "early_step_in_backward": True},
 }
@@ -132,7 +132,7 @@ VARIANTS = list(variants())
 
 
 def check(arguments: list[str]) -> None:
-    config = parse(arguments, task_options=lambda name: load_task(name).Options)
+    config = parse(arguments, task_options=lambda name, plugin_path: load_task(name, plugin_path).Options)
     resolve(config, world_size=1)
 
 

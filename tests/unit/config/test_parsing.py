@@ -189,7 +189,7 @@ class Distillation:
             raise ValueError("temperature must be above 0")
 
 
-def options_of(name: str) -> type:
+def options_of(name: str, plugin_path: str) -> type:
     if name == "distillation":
         return Distillation
     if name == "causal_lm":
@@ -201,6 +201,19 @@ def test_task_table_has_the_type_of_the_task(tmp_path):
     job = write(tmp_path, "[task]\nname = 'distillation'\ntemperature = 2.0\n")
     config = parse([*job, "--task.teachers", "a,b"], task_options=options_of)
     assert config.task == Distillation(temperature=2.0, teachers=["a", "b"])
+
+
+def test_task_is_looked_for_in_the_plugin_folder(tmp_path):
+    asked = []
+
+    def remember(name: str, plugin_path: str) -> type:
+        asked.append((name, plugin_path))
+        return TaskOptions
+
+    job = write(tmp_path, "[task]\nname = 'a'\n[model]\nplugin_path = 'in_file'\n")
+    parse(job, task_options=remember)
+    parse([*job, "--model.plugin_path", "given"], task_options=remember)
+    assert asked == [("a", "in_file"), ("a", "given")]
 
 
 def test_task_of_the_command_line_chooses_the_options():

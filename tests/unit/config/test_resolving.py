@@ -22,6 +22,7 @@ def resolved(*arguments: str, world_size: int = 1) -> JobConfig:
     [
         (["--training.local_batch_size", "4"], 1, 4),
         (["--training.local_batch_size", "4"], 2, 8),
+        (["--training.local_batch_size", "0", "--training.global_batch_size", "8"], 4, 8),
         (["--training.local_batch_size", "4", "--training.gradient_accumulation_steps", "3"], 2, 24),
         (["--training.local_batch_size", "4", "--training.global_batch_size", "16"], 2, 16),
         (

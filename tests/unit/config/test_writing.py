@@ -20,7 +20,7 @@ class Options(TaskOptions):
 def reread(config: JobConfig, folder, task: type = TaskOptions) -> JobConfig:
     path = folder / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")
-    again = parse(["--job.config_file", str(path)], task_options=lambda name: task)
+    again = parse(["--job.config_file", str(path)], task_options=lambda name, plugin_path: task)
     again.job.config_file = config.job.config_file
     return again
 
@@ -51,7 +51,7 @@ def test_round_trip_of_a_resolved_job_is_still_resolved(tmp_path):
 
 
 def test_round_trip_of_task_options(tmp_path):
-    config = parse(["--task.depth", "3"], task_options=lambda name: Options)
+    config = parse(["--task.depth", "3"], task_options=lambda name, plugin_path: Options)
     assert reread(config, tmp_path, Options) == config
 
 
