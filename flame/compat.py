@@ -67,6 +67,7 @@ def _cpu_when_no_accelerator() -> Iterator[None]:
 
 with _cpu_when_no_accelerator():
     import torchtitan.distributed.utils as titan_distributed
+    import torchtitan.tools.profiling as titan_profiling
     import torchtitan.tools.utils as titan_utils
 
 if titan_utils.device_type == "cuda" and not torch.cuda.is_available():
@@ -107,6 +108,12 @@ def no_autocast(*_: Any) -> nullcontext[None]:
     return nullcontext()
 
 
+def profile(*, activities: list[Any], **options: Any) -> torch.profiler.profile:
+    """Stands in for ``torch.profiler.profile`` in torchtitan/tools/profiling.py:72, which lists None where there is no
+    accelerator."""
+    return torch.profiler.profile(activities=[activity for activity in activities if activity is not None], **options)
+
+
 def use_checkpoint_manager(manager: type) -> None:
     """Makes torchtitan's Trainer build ``manager``: torchtitan/train.py:297 names its own class directly."""
     import torchtitan.train
@@ -118,3 +125,7 @@ _titan_peak_flops = titan_utils.get_peak_flops
 titan_utils.get_peak_flops = peak_flops
 titan_distributed.set_pg_timeouts = set_pg_timeouts
 titan_distributed.maybe_enable_amp = no_autocast
+titan_profiling.torch = SimpleNamespace(  # type: ignore[assignment]
+    **{name: getattr(torch, name) for name in ("cuda", "xpu", "distributed", "OutOfMemoryError")},
+    profiler=SimpleNamespace(**{**vars(torch.profiler), "profile": profile}),
+)

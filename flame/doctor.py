@@ -13,7 +13,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
@@ -21,6 +20,7 @@ from packaging.specifiers import SpecifierSet
 
 from flame import __version__
 from flame.errors import ConfigError
+from flame.hardware import cpu_bfloat16
 
 _PACKAGES = (
     "torch",
@@ -158,16 +158,12 @@ def _devices() -> Iterator[Finding]:
 
 def _cpu() -> Finding:
     """Says whether bfloat16 is fast here; other processors than Linux lists have no flags to go by."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    fast = [name for name, flag in (("AMX", "amx_bf16"), ("AVX512", "avx512_bf16"), ("ARM", "bf16")) if flag in flags]
+    fast = cpu_bfloat16()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = f"{os.cpu_count()} {platform.machine()} cores, {memory:.0f} GiB"
     if fast:
         return Finding("cpu", "ok", f"{cores}, fast bfloat16 by {' and '.join(fast)}")
-    return Finding(
-        "cpu", "note", f"{cores}, no fast bfloat16", "on the CPU set training.mixed_precision_param = 'float32'"
-    )
+    return Finding("cpu", "note", f"{cores}, no fast bfloat16: training on it computes in float32")
 
 
 def _compiler() -> Finding:

@@ -26,7 +26,12 @@ def main(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(help_text(train.task_options("causal_lm")))
         return 0
-    nodes, processes = _number("NNODE", 1), _number("NGPU", max(1, torch.accelerator.device_count()))
+    devices = torch.accelerator.device_count()
+    nodes, processes = _number("NNODE", 1), _number("NGPU", max(1, devices))
+    if devices and processes > devices:
+        raise ConfigError(f"NGPU is {processes}, but this machine has {devices} accelerators; lower NGPU")
+    if nodes > 1 and os.environ.get("MASTER_PORT", "0") == "0":
+        raise ConfigError(f"NNODE is {nodes}, but MASTER_PORT is not set; give every node the same free port")
     job = train.prepare(argv, world_size=nodes * processes)
     if nodes * processes == 1:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ class Metrics(MetricsProcessor):
     """
 
     def __init__(self, job_config: JobConfig, parallel_dims: ParallelDims, *args: Any) -> None:
+        os.environ.setdefault("WANDB_PROJECT", "flame")
         super().__init__(job_config, parallel_dims, *args)
         if not sys.stdout.isatty():
             self.color = NoColor()

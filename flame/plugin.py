@@ -68,7 +68,7 @@ def load_plugin(model_type: str, plugin_path: str = "") -> ModelPlugin:
             return _plugin_of(point.load(), model_type)
     if plugin_path and (package := _import_folder(Path(plugin_path), model_type)):
         return _plugin_of(package, model_type)
-    if _module_exists(f"fla.models.{model_type}"):
+    if model_type in fla_families():
         importlib.import_module("fla.models")
         return ModelPlugin(model_type, documents="cu_seqlens", needs_triton=True, origin="fla")
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

@@ -46,6 +46,8 @@ class Trainer(TitanTrainer):
             log.warning("the vocabulary was raised to %d, the tokenizer's size", job.model_config.vocab_size)
         if dist.get_rank() == 0:
             write_assets(job)
+        if job.config.export.enable and not job.config.checkpoint.enable:
+            log.info("checkpoint.enable is false, so there will be nothing to resume from and no HuggingFace folder")
         self.exports = AutoExport(job.config, card=self._card)
         if dist.get_rank() == 0 and job.config.checkpoint.enable:
             self.checkpointer.on_complete.append(self.exports.step_completed)

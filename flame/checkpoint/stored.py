@@ -163,17 +163,21 @@ class StoredStep:
             raise DamagedStepError(f"{self.folder} does not hold all of {name}: save it again")
         return StoredTensor(entry.properties.dtype, shape, tuple(blocks))
 
-    def read_rows(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
-        """Returns rows ``start`` to ``stop`` of a tensor, ``[stop - start, *rest]``, in its stored type."""
-        rows = torch.empty((stop - start, *tensor.shape[1:]), dtype=tensor.dtype)
+    def read_rows(self, tensor: StoredTensor, start: int, rows: Tensor) -> None:
+        """Reads rows of a tensor from ``start`` on.
+
+        Args:
+            tensor: One of this step.
+            start: The first row to read.
+            rows: Filled, ``[count, *rest]`` in the tensor's stored type; contiguous.
+        """
+        stop = start + rows.shape[0]
         for block in tensor.blocks:
             first, last = max(start, block.origin[0]), min(stop, block.origin[0] + block.shape[0])
             if first < last:
                 place = [slice(first - start, last - start)]
                 place += [slice(o, o + s) for o, s in zip(block.origin[1:], block.shape[1:], strict=True)]
-                target = rows[tuple(place)]
-                self._read_block_rows(block, first - block.origin[0], target)
-        return rows
+                self._read_block_rows(block, first - block.origin[0], rows[tuple(place)])
 
     def _read_block_rows(self, block: Block, first: int, target: Tensor) -> None:
         descriptor = self._open(block.record.relative_path)

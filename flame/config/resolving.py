@@ -5,12 +5,12 @@ import re
 from glob import glob, has_magic
 from pathlib import Path
 
-import torch
-
+from flame import compat
 from flame.config.bounds import check_bounds
 from flame.config.files import locate, looks_like_path
 from flame.config.sections import SOURCE_FORMATS, JobConfig, Source
 from flame.errors import ConfigError, closest
+from flame.hardware import cpu_bfloat16
 
 OPTIMIZERS = ("AdamW", "Adam")
 """Names ``optimizer.name`` may have."""
@@ -29,8 +29,8 @@ _SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?\s*[KMGT]i?B")
 def resolve(config: JobConfig, world_size: int) -> None:
     """Fills in what a job leaves open and checks that it can be trained.
 
-    Sets ``training.context_len``, ``training.local_batch_size``, ``training.global_batch_size`` and
-    ``validation.local_batch_size``.
+    Sets ``training.mixed_precision_param``, ``training.context_len``, ``training.local_batch_size``,
+    ``training.global_batch_size`` and ``validation.local_batch_size``.
     ``training.gradient_accumulation_steps`` goes into the global batch size and becomes 0, so that a resolved job
     keeps its batches at another world size. Resolving twice changes nothing. Names on the hub are not looked up.
 
@@ -48,6 +48,7 @@ def resolve(config: JobConfig, world_size: int) -> None:
     _check_optimization(config)
     _check_memory(config)
     _check_checkpoint(config)
+    _resolve_precision(config)
     _resolve_lengths(config)
     _resolve_batches(config, data_parallel_degree(config, world_size))
 
@@ -140,6 +141,8 @@ def _check_memory(config: JobConfig) -> None:
     option = recompute.selective_ac_option
     if recompute.mode == "selective" and option != "op" and (not option.isdecimal() or int(option) < 1):
         raise ConfigError(f"activation_checkpoint.selective_ac_option = '{option}' must be 'op' or a number from 1.")
+    if config.profiling.enable_memory_snapshot and compat.DEVICE_TYPE == "cpu":
+        raise ConfigError("profiling.enable_memory_snapshot needs an accelerator; set it to false.")
     if recompute.mode == "memory_budget" and not config.compile.enable:
         raise ConfigError("activation_checkpoint.mode = 'memory_budget' needs compile.enable = true.")
 
@@ -160,7 +163,7 @@ def _check_checkpoint(config: JobConfig) -> None:
         _require_existing("checkpoint.initial_load_path", checkpoint.initial_load_path)
     if checkpoint.load_step >= 0 and not checkpoint.enable:
         raise ConfigError(f"checkpoint.load_step = {checkpoint.load_step} needs checkpoint.enable = true.")
-    if checkpoint.async_mode == "async_with_pinned_mem" and not torch.cuda.is_available():
+    if checkpoint.async_mode == "async_with_pinned_mem" and compat.DEVICE_TYPE == "cpu":
         raise ConfigError("checkpoint.async_mode = 'async_with_pinned_mem' needs an accelerator; use 'async'.")
     if not _SHARD_SIZE.fullmatch(size := config.export.max_shard_size):
         raise ConfigError(f"export.max_shard_size = '{size}' must be a size such as 5GB or 500MB.")
@@ -169,6 +172,12 @@ def _check_checkpoint(config: JobConfig) -> None:
 def _require_existing(key: str, path: str) -> None:
     if looks_like_path(path) and not Path(path).expanduser().exists():
         raise ConfigError(f"{key} = '{path}' does not exist.")
+
+
+def _resolve_precision(config: JobConfig) -> None:
+    if config.training.mixed_precision_param == "auto":
+        fast = compat.DEVICE_TYPE != "cpu" or cpu_bfloat16()
+        config.training.mixed_precision_param = "bfloat16" if fast else "float32"
 
 
 def _resolve_lengths(config: JobConfig) -> None:
@@ -214,7 +223,7 @@ def _rows_per_process(config: JobConfig, degree: int) -> int:
     passes = degree * (training.gradient_accumulation_steps or 1)
     if training.global_batch_size < 0 or training.global_batch_size % passes:
         raise ConfigError(
-            f"training.local_batch_size = 0 shares training.global_batch_size = {training.global_batch_size} out, but it "
-            f"is not a multiple of {passes}, the forward passes of a step on {degree} data-parallel processes."
+            f"training.local_batch_size = 0 shares out training.global_batch_size = {training.global_batch_size}; set "
+            f"that to a multiple of {passes}, the forward passes of a step on {degree} data-parallel processes."
         )
     return training.global_batch_size // passes

@@ -104,8 +104,11 @@ class Training(titan.Training):
     varlen: bool = False
     """Whether the documents packed into a row are isolated: positions restart and attention does not cross."""
 
-    mixed_precision_param: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of weights and activations in the forward and backward pass, at every world size; masters stay `dtype`."""
+    mixed_precision_param: Literal["auto", "bfloat16", "float32"] = "auto"
+    """
+    Type of weights and activations in the forward and backward pass, at every world size; masters stay `dtype`.
+    `auto` is bfloat16, or float32 on a processor that multiplies bfloat16 slowly.
+    """
 
 
 @dataclass

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 def _fingerprint(job: list[str], steps: int, world: int) -> None:
-    config = job_config.parse(job, lambda name: load_task(name).Options)
+    config = job_config.parse(job, _task_options)
     job_config.resolve(config, world)
     loaders = _loaders(config, world)
     try:
@@ -43,10 +43,15 @@ def _fingerprint(job: list[str], steps: int, world: int) -> None:
             loader.close()
 
 
+def _task_options(name: str, plugin_path: str) -> type:
+    return load_task(name, plugin_path).Options  # type: ignore[attr-defined]
+
+
 def _loaders(config: job_config.JobConfig, world: int) -> list[Loader]:
     tokenizer = load_tokenizer(config.model.tokenizer_path)
-    task = load_task(config.task.name)(config.task, tokenizer=tokenizer, config=config)
-    encoder, training = task.encoder(), config.training
+    task_class = load_task(config.task.name, config.model.plugin_path)
+    encoder = task_class(config.task, tokenizer=tokenizer, config=config).encoder()  # type: ignore[attr-defined]
+    training = config.training
     return [
         build_loader(
             sources=config.data.sources,
@@ -59,7 +64,7 @@ def _loaders(config: job_config.JobConfig, world: int) -> list[Loader]:
             local_batch_size=training.local_batch_size,
             dp_rank=rank,
             dp_world_size=world,
-            seed=config.debug.seed,
+            seed=config.debug.seed or 0,
             dataloader=training.dataloader,
         )
         for rank in range(world)

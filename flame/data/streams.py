@@ -126,11 +126,15 @@ class Feeder:
         size = 0
         while size < _ENCODE_BYTES:
             self._read([stream for stream in streams if not stream._pieces])
-            turn = [(stream, stream._pieces.popleft()) for stream in streams if stream._pieces]
-            if not turn:
+            waiting = [stream for stream in streams if stream._pieces]
+            if not waiting:
                 break
-            batch += turn
-            size += sum(max(piece.size, _LEAST_SIZE) for _, piece in turn)
+            for stream in waiting:
+                piece = stream._pieces.popleft()
+                batch.append((stream, piece))
+                size += max(piece.size, _LEAST_SIZE)
+                if size >= _ENCODE_BYTES:
+                    break
         encoded = iter(self.encoder.encode([piece.record for _, piece in batch if piece.record is not None]))
         for stream, piece in batch:
             tokens = _NO_TOKENS if piece.record is None else next(encoded)

@@ -53,6 +53,14 @@ _SMALL = {
     "first_k_dense_replace": 1,
     "sliding_window": 32,
 }
+# A count and the size it must divide, in this order.
+_DIVIDES = (
+    ("num_attention_heads", "hidden_size"),
+    ("n_head", "n_embd"),
+    ("num_heads", "d_model"),
+    ("n_heads", "dim"),
+    ("num_key_value_heads", "num_attention_heads"),
+)
 _TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
@@ -129,6 +137,10 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
     for name, small in _SMALL.items():
         if isinstance(values.get(name), int) and not isinstance(values[name], bool):
             values[name] = min(values[name], small)
+    for count, whole in _DIVIDES:
+        if isinstance(values.get(whole), int) and isinstance(values.get(count), int) and values[count] > 0:
+            while values[whole] % values[count]:
+                values[count] -= 1
     if "qk_rope_head_dim" in values:  # latent attention: the rotary part is its "head"
         values.pop("qk_head_dim", None)
         values["head_dim"] = values["qk_rope_head_dim"]

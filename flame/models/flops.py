@@ -1,9 +1,12 @@
 """Counts the work of a model, so that utilisation means the same for every architecture."""
 
+import copy
 import logging
+from typing import Any
 
 import torch
 import torch.nn as nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 log = logging.getLogger(__name__)
@@ -27,14 +30,27 @@ def train_flops_per_token(model: nn.Module, forward_flops: int, seq_len: int) ->
 
 
 def _counted(model: nn.Module, seq_len: int) -> int:
-    tokens = torch.zeros(1, seq_len, dtype=torch.long, device="meta")
+    # Grouped products of experts have a meta implementation in bfloat16 only.
+    model = copy.deepcopy(model).to(torch.bfloat16)
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: _grouped_mm_flops})
+    level = logging.getLogger("torch._subclasses.fake_tensor").level
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(input_ids=tokens)
+        # The fake mode lets code that asks tensors for values know that there are none.
+        with torch.no_grad(), counter, FakeTensorMode(allow_non_fake_inputs=True):
+            model(input_ids=torch.zeros(1, seq_len, dtype=torch.long, device="meta"))
     except (NotImplementedError, RuntimeError, ValueError) as error:
-        log.info("counting FLOPs from weights: the model does not run on meta (%s)", str(error).splitlines()[0])
+        reason = str(error).splitlines()[0]
+        log.info("FLOPs are counted from weights, because the model does not run without data: %s", reason)
         return 2 * _active_weights(model) * seq_len
+    finally:
+        logging.getLogger("torch._subclasses.fake_tensor").setLevel(level)
     return counter.get_total_flops()
+
+
+def _grouped_mm_flops(tokens: torch.Size, experts: torch.Size, *_: Any, **__: Any) -> int:
+    """FLOPs of [M, K] x [G, K, N] where each row meets one of the G matrices; torch counts none."""
+    return 2 * tokens[0] * tokens[1] * experts[-1]
 
 
 def _active_weights(model: nn.Module) -> int:

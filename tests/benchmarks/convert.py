@@ -21,6 +21,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from flame.checkpoint.hf_export import export_hf
 from flame.checkpoint.hf_import import import_hf
@@ -101,8 +102,6 @@ def make_checkpoint(folder: Path, gigabytes: float) -> None:
     model |= {f"model.layers.{i}.weight": torch.randn(LAYER) for i in range(layers)}
     moments = {f"state.{name}.exp_avg": tensor for name, tensor in model.items()}
     begin = time.perf_counter()
-    from torch.distributed.checkpoint.state_dict_saver import save
-
     save(model | {"optimizer": moments}, storage_writer=StepWriter(step_folder(folder, 1)), no_dist=True)
     nbytes = 2 * sum(tensor.nbytes for tensor in model.values())
     print(f"saved {nbytes / 1e9:.2f} GB in {time.perf_counter() - begin:.2f} s")
@@ -112,10 +111,13 @@ def make_checkpoint(folder: Path, gigabytes: float) -> None:
 
 def measure(what: str, folder: Path) -> dict[str, float]:
     """Returns seconds, peak memory above the imports and bytes read of one conversion or copy."""
+    os.sync()  # what the last one wrote is not to be paid for by this one
     memory, read = peak_memory(), bytes_read()
     begin = time.perf_counter()
     if what == "export":
         export_hf(step_folder(folder, 1), folder / "model", folder / "hf", progress=False)
+    elif what == "cast":
+        export_hf(step_folder(folder, 1), folder / "model", folder / "cast", dtype="bfloat16", progress=False)
     elif what == "import":
         import_hf(folder / "hf", folder / "imported", progress=False)
     else:

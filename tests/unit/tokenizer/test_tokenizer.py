@@ -101,5 +101,5 @@ def test_a_damaged_tokenizer_folder_is_an_error(tmp_path):
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FLAME_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DataError, match="name a writable folder in FLAME_CACHE"):
+    with pytest.raises(DataError, match="cannot make .* name a writable folder .*FLAME_CACHE"):
         load_tokenizer(NAME)

@@ -1,0 +1,165 @@
+"""Every layout computes what one process computes, and one process computes what a loop written by hand computes.
+
+All runs train the same five global batches of eight rows in float32 with labels spread unevenly over rows: two rows
+have none, so that some micro-batches, and with four ranks a whole rank, have nothing to learn from.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from flame.config import parse, resolve
+from flame.models.build import plain_model
+from flame.spec import load_job, train_loader
+from flame.train import task_options
+from tests.parallel.patches import MaskedLoader
+from tests.runs import LLAMA, UNEVEN_LLAMA, Materials, Pool, Run, write_job
+
+STEPS = 5
+MASKED = "tests.parallel.patches:masked_labels"
+TIED_LLAMA = {**LLAMA, "tie_word_embeddings": True}
+MODELS = {"plain": LLAMA, "uneven": UNEVEN_LLAMA, "tied": TIED_LLAMA}
+SHARD, REPLICATE = "parallelism.data_parallel_shard_degree", "parallelism.data_parallel_replicate_degree"
+RESHARD, RECOMPUTE = "parallelism.fsdp_reshard_after_forward", "activation_checkpoint.mode"
+
+Train = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def train(materials: Materials, pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Runs the tiny job of a model with changes; equal runs are made once."""
+    made: dict[str, Run] = {}
+
+    def run(model: str = "plain", world: int = 1, patch: str = MASKED, **changes) -> Run:
+        name = repr((model, world, patch, changes))
+        if name not in made:
+            folder = tmp_path_factory.mktemp("parity") / "run"
+            values = {
+                "model.config": str(materials.model(MODELS[model])),
+                "training.local_batch_size": 1 if world == 4 else 2,
+                "training.max_norm": 0.5,
+                # Adam makes full steps of gradients that are nothing but rounding; this keeps them small.
+                "optimizer.eps": 1e-5,
+                "training.steps": STEPS,
+                **changes,
+            }
+            made[name] = pool.run(write_job(materials, folder, values), folder, world=world, patch=patch, timeout=300)
+            assert made[name].code == 0, made[name].output
+        return made[name]
+
+    return run
+
+
+def assert_equal_runs(run: Run, reference: Run, tolerance: float = 1e-4) -> None:
+    assert len(run.series("loss")) == STEPS
+    assert run.series("loss") == pytest.approx(reference.series("loss"), rel=tolerance / 10)
+    assert run.series("grad_norm") == pytest.approx(reference.series("grad_norm"), rel=tolerance)
+    assert run.series("tokens") == reference.series("tokens")
+    assert run.series("bpb") == pytest.approx(reference.series("bpb"), rel=tolerance / 10)
+    assert_equal_weights(run.weights(STEPS), reference.weights(STEPS), tolerance)
+
+
+def assert_equal_weights(
+    weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-4
+) -> None:
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert (weights[name] - weight).norm() <= tolerance * weight.norm(), name
+
+
+def by_hand(job_file: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    """Trains with plain PyTorch; returns losses, gradient norms and weights."""
+    config = parse(["--job.config_file", str(job_file)], task_options)
+    resolve(config, world_size=1)
+    job = load_job(config)
+    batches = iter(MaskedLoader(train_loader(job, 0, 1), 0, 8, 2))
+    model = plain_model(job.model_class, job.model_config, config.debug.seed)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.optimizer.lr, betas=(0.9, 0.95), eps=config.optimizer.eps, weight_decay=0.1
+    )
+    losses, norms = [], []
+    for _ in range(STEPS):
+        micro_batches = [next(batches) for _ in range(4)]
+        ids = torch.cat([inputs["input_ids"] for inputs, _ in micro_batches])
+        labels = torch.cat([labels for _, labels in micro_batches])
+        loss = F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), labels.flatten(), reduction="mean")
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.max_norm).item())
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, norms, dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("model", ["plain", "uneven"])
+def test_one_process_computes_what_a_plain_loop_does(train: Train, model: str) -> None:
+    run = train(model)
+    losses, norms, weights = by_hand(run.folder.with_name("run.toml"))
+    assert run.series("loss") == pytest.approx(losses, rel=1e-5)
+    assert run.series("grad_norm") == pytest.approx(norms, rel=1e-4)
+    assert min(norms) > 0.5, "nothing is clipped"
+    assert_equal_weights(run.weights(STEPS), weights)
+
+
+@pytest.mark.parametrize("local_batch_size", [1, 4, 8])
+def test_accumulation_changes_nothing(train: Train, local_batch_size: int) -> None:
+    assert_equal_runs(train(**{"training.local_batch_size": local_batch_size}), train())
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_fsdp_on_2_equals_one_process(train: Train, model: str) -> None:
+    assert_equal_runs(train(model, world=2), train(model))
+
+
+@pytest.mark.parametrize("model", ["uneven", "tied"])
+def test_fsdp_on_4_equals_one_process(train: Train, model: str) -> None:
+    assert_equal_runs(train(model, world=4), train(model))
+
+
+@pytest.mark.parametrize("model", ["plain", "tied"])
+def test_replicas_alone_equal_one_process(train: Train, model: str) -> None:
+    assert_equal_runs(train(model, world=2, **{REPLICATE: 2, SHARD: 1}), train(model))
+
+
+@pytest.mark.parametrize("model", ["uneven", "tied"])
+def test_replicas_of_shards_equal_one_process(train: Train, model: str) -> None:
+    assert_equal_runs(train(model, world=4, **{REPLICATE: 2, SHARD: 2}), train(model))
+
+
+@pytest.mark.parametrize("policy", ["always", "never"])
+def test_when_weights_are_resharded_changes_nothing(train: Train, policy: str) -> None:
+    assert_equal_runs(train(world=2, **{RESHARD: policy}), train(world=2), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("mode, option", [("full", "2"), ("selective", "1"), ("selective", "2"), ("selective", "op")])
+@pytest.mark.parametrize("world", [1, 2])
+def test_recomputing_activations_changes_nothing(train: Train, mode: str, option: str, world: int) -> None:
+    changes = {RECOMPUTE: mode, "activation_checkpoint.selective_ac_option": option}
+    assert_equal_runs(train(world=world, **changes), train(world=world), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_loss_in_the_head_equals_loss_of_the_logits(train: Train, world: int) -> None:
+    on = train(world=world, **{"task.name": "causal_lm", "task.linear_cross_entropy": "on"})
+    assert_equal_runs(on, train(world=world, **{"task.name": "causal_lm", "task.linear_cross_entropy": "off"}))
+
+
+def test_packed_documents_equal_one_process(train: Train) -> None:
+    varlen = {"training.varlen": True}
+    assert_equal_runs(train("uneven", world=4, **varlen), train("uneven", **varlen))
+    assert train("uneven", **varlen).series("loss") != train("uneven").series("loss")
+
+
+def test_compiled_layers_equal_eager_ones(train: Train) -> None:
+    changes = {"compile.enable": True, "compile.backend": "aot_eager"}
+    assert_equal_runs(train(world=2, **changes), train(world=2))
+
+
+def test_parity_would_notice_gradients_that_are_averaged_over_ranks(train: Train) -> None:
+    wrong = train(world=2, patch="tests.parallel.patches:averaged_gradients")
+    right = train(world=2)
+    assert wrong.series("loss")[0] == right.series("loss")[0]
+    assert wrong.series("grad_norm")[0] == pytest.approx(right.series("grad_norm")[0] / 2, rel=1e-4)
