@@ -16,6 +16,22 @@ from flame.trainer import train
 
 log = logging.getLogger(__name__)
 
+# How torchtitan's lines begin that say nothing here, or say it wrong (an unknown device's peak, autocast).
+_NOISE = (
+    "[GC]",
+    "Building flame",
+    "Building device mesh",
+    "Finished saving the checkpoint",
+    "Mixed precision",
+    "Peak FLOPS",
+    "Saving the checkpoint",
+    "Sleeping 2 seconds",
+    "Successfully created meshes",
+    "Trainer is initialized",
+    "\x1b[34mModel flame",
+    "Model flame",
+)
+
 
 def main(argv: list[str]) -> int:
     """Trains the job of the command line as one rank of the world the environment describes."""
@@ -55,7 +71,7 @@ def start_logging() -> None:
     quiet = os.environ.get("RANK", "0") != "0"
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
-    handler.addFilter(lambda record: not str(record.msg).startswith("[GC]"))
+    handler.addFilter(lambda record: not str(record.msg).startswith(_NOISE))
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler], force=True)
     for name in ("httpx", "torchao", "datasets", "fsspec"):
         logging.getLogger(name).setLevel(logging.WARNING)

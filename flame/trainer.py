@@ -42,6 +42,7 @@ class Trainer(TitanTrainer):
         self.guard = Guard(job.config.guard)
         self._first_step: int | None = None
         super().__init__(job.config)
+        log.info(self._summary())
         if job.grown_vocabulary:
             log.warning("the vocabulary was raised to %d, the tokenizer's size", job.model_config.vocab_size)
         if dist.get_rank() == 0:
@@ -150,6 +151,17 @@ class Trainer(TitanTrainer):
         """Restores what ``state_dict`` gave."""
         super().load_state_dict(state_dict)
         self.guard.skipped = state_dict.get("skipped_steps", 0)
+
+    def _summary(self) -> str:
+        training, devices = self.job_config.training, dist.get_world_size()
+        parameters = sum(parameter.numel() for part in self.model_parts for parameter in part.parameters())
+        megaflops = self.metrics_processor.num_flops_per_token / 1e6
+        rows, length, passes = training.global_batch_size, training.seq_len, self.gradient_accumulation_steps
+        return (
+            f"{self.job.plugin.model_type}: {parameters:,} parameters, {megaflops:,.1f} MFLOP per token; "
+            f"{training.mixed_precision_param} on {devices} x {compat.DEVICE_TYPE}; "
+            f"a step is {rows} rows x {length} = {rows * length:,} tokens{f' in {passes} passes' * (passes > 1)}"
+        )
 
     def _card(self) -> dict[str, Any]:
         """What the exported model's card says of its training."""

@@ -1,6 +1,7 @@
 """Validation during training: a held-out source, the same rows for every number of ranks, weighted by labels."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Validator(BaseValidator):
         """The rank's batches, as many on every rank: gathering weights is collective. Ranks that run out of documents
         first go on with batches in which no label counts. Read once, then kept: validation sets are small."""
         if self._batches is None:
-            self._batches = list(self.loader)
+            self._batches = list(islice(self.loader, self._most_batches()))
             self.loader.close()
         most = int(
             sum_over_data({"count": torch.tensor(float(len(self._batches)))}, self.parallel_dims, "max")["count"]
@@ -68,6 +69,13 @@ class Validator(BaseValidator):
         for _ in range(most - len(self._batches)):
             inputs, labels = self._batches[0] if self._batches else self._blank()
             yield inputs, torch.full_like(labels, IGNORE_INDEX)
+
+    def _most_batches(self) -> int | None:
+        """This rank's share of ``validation.steps`` global batches; None for all of the source."""
+        config = self.job_config
+        ranks = self.parallel_dims.dp_replicate * self.parallel_dims.dp_shard
+        rows = config.validation.steps * config.training.global_batch_size // ranks
+        return -(-rows // config.validation.local_batch_size) if rows > 0 else None
 
     def _blank(self) -> Batch:
         ids = torch.zeros(1, self.job_config.training.seq_len, dtype=torch.long)

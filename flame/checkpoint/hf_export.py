@@ -21,7 +21,7 @@ import torch
 from flame.checkpoint.hf_card import model_card
 from flame.checkpoint.jobs import run_jobs, workers_for
 from flame.checkpoint.layout import MANIFEST, partial_folder, publish, read_manifest, step_of
-from flame.checkpoint.safetensors_file import NAMES, PIECE_BYTES, SafetensorsWriter, as_bytes, write_all
+from flame.checkpoint.safetensors_file import NAMES, PIECE_BYTES, SafetensorsWriter, as_bytes, start_flush, write_all
 from flame.checkpoint.stored import StoredStep, StoredTensor
 from flame.errors import CheckpointError
 
@@ -216,7 +216,9 @@ def _copy_rows(
             for target, source in parts:
                 target.copy_(source)
         write_all(writer.descriptor, as_bytes(cast[:count]), offset + first * written_row)
-    return (stop - start) * written_row
+    written = (stop - start) * written_row
+    start_flush(writer.descriptor, offset + start * written_row, written)
+    return written
 
 
 def _write_index(folder: Path, shards: Mapping[str, Sizes]) -> None:

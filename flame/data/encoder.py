@@ -1,16 +1,23 @@
 """Encoders turn records into token ids; a task brings its own or takes ``TextEncoder``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from flame.data.records import TEXT
+from flame.data.records import TEXT, cut_text
 from flame.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+# The tokenizer takes some 120 bytes of memory per byte of text, so long texts are encoded chunk by chunk. Chunks end
+# after a line or a word, where tokens end anyway.
+_CHUNK_BYTES = 1 << 18
+_CALL_CHARACTERS = 1 << 20
 
 
 class Encoder(Protocol):
@@ -61,21 +68,32 @@ class TextEncoder:
 
     def encode(self, records: list[dict[str, Any]]) -> list[np.ndarray]:
         """Returns the token ids of every record, int32, separators included."""
-        texts = [record[self._text_column] for record in records]
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [self._with_separators(encoding.ids) for encoding in encodings]
+        chunks = [list(cut_text(record[self._text_column], _CHUNK_BYTES)) for record in records]
+        encoded = iter(self._encode_chunks([chunk for document in chunks for chunk in document]))
+        return [self._joined(list(islice(encoded, len(document)))) for document in chunks]
 
-    def _with_separators(self, ids: list[int]) -> np.ndarray:
-        if not ids:
+    def _encode_chunks(self, chunks: list[str]) -> Iterator[np.ndarray]:
+        start = 0
+        while start < len(chunks):
+            stop, size = start, 0
+            while stop < len(chunks) and size < _CALL_CHARACTERS:
+                size += len(chunks[stop])
+                stop += 1
+            for encoding in self._tokenizer.encode_batch_fast(chunks[start:stop], add_special_tokens=False):
+                ids = encoding.ids
+                yield np.fromiter(ids, np.int32, len(ids))
+            start = stop
+
+    def _joined(self, parts: list[np.ndarray]) -> np.ndarray:
+        if not any(map(len, parts)):
             return np.empty(0, np.int32)  # a document without content deserves no separators either
-        ids = [*self._prefix, *ids, *self._suffix]
-        return np.fromiter(ids, np.int32, len(ids))
+        return np.concatenate([self._prefix, *parts, self._suffix])
 
 
-def _separator(tokenizer: "PreTrainedTokenizerFast", name: str, wanted: bool) -> list[int]:
+def _separator(tokenizer: "PreTrainedTokenizerFast", name: str, wanted: bool) -> np.ndarray:
     if not wanted:
-        return []
+        return np.empty(0, np.int32)
     token_id = getattr(tokenizer, f"{name}_token_id")
     if token_id is None:
         raise DataError(f"the tokenizer has no {name} token: set data.add_{name} = false, or add one to the tokenizer")
-    return [token_id]
+    return np.array([token_id], np.int32)

@@ -13,6 +13,7 @@ FAULTY = {
     "training.local_batch_size": 8,
     "training.steps": 6,
     "lr_scheduler.warmup_steps": 10,
+    "lr_scheduler.total_steps": 10,
     "checkpoint.interval": 1,
 }
 

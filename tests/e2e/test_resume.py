@@ -60,7 +60,7 @@ def run_and_kill(job: Path, folder: Path, wait: float) -> set[int]:
     time.sleep(wait)
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
     return workers
 
 
@@ -86,12 +86,12 @@ def kill_and_resume(materials: Materials, folder: Path, kills: int, steps: int) 
 
 
 def test_a_run_killed_3_times_ends_like_the_run_left_alone(materials, tmp_path):
-    kill_and_resume(materials, tmp_path, kills=3, steps=80)
+    kill_and_resume(materials, tmp_path, kills=3, steps=150)
 
 
 @pytest.mark.slow
 def test_a_run_killed_20_times_ends_like_the_run_left_alone(materials, tmp_path):
-    kill_and_resume(materials, tmp_path, kills=20, steps=500)
+    kill_and_resume(materials, tmp_path, kills=20, steps=700)
 
 
 def test_a_finished_run_can_be_extended(materials, pool, tmp_path):

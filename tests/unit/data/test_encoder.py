@@ -3,7 +3,7 @@
 import pickle
 
 import pytest
-from tokenizers import processors
+from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from flame.data import TextEncoder
@@ -68,3 +68,11 @@ def test_an_encoder_pickles_without_the_tokenizer_class(byte_tokenizer):
     data = pickle.dumps(encoder)
     assert PreTrainedTokenizerFast.__module__.encode() not in data
     assert ids(pickle.loads(data)) == ids(encoder)
+
+
+def test_long_texts_are_encoded_in_chunks_without_a_trace(byte_tokenizer):
+    text = "some words\n" * 250_000
+    encoded = ids(TextEncoder(byte_tokenizer, add_bos=True, add_eos=True), text)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    line = [alphabet.index(character) for character in "some\u0120words\u010a"]
+    assert encoded == [BOS, *line * 250_000, EOS]
