@@ -26,9 +26,9 @@ class Metrics(MetricsProcessor):
     whose peak is known.
     """
 
-    def __init__(self, job_config: JobConfig, parallel_dims: ParallelDims, *args: Any) -> None:
+    def __init__(self, job_config: JobConfig, parallel_dims: ParallelDims, model_args: Any = None) -> None:
         os.environ.setdefault("WANDB_PROJECT", "flame")
-        super().__init__(job_config, parallel_dims, *args)
+        super().__init__(job_config, parallel_dims)  # its third parameter would be put before every figure's name
         if not sys.stdout.isatty():
             self.color = NoColor()
         self.history = History(Path(job_config.job.dump_folder) / "metrics.jsonl", writes=dist.get_rank() == 0)

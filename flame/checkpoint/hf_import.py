@@ -21,7 +21,7 @@ from torch.futures import Future
 from flame.checkpoint.hf_folder import HfWeights, open_weights
 from flame.checkpoint.jobs import WORKERS, run_jobs
 from flame.checkpoint.layout import step_folder, step_of
-from flame.checkpoint.safetensors_file import PIECE_BYTES, TensorInfo, read_into, start_flush, write_all
+from flame.checkpoint.safetensors_file import PIECE_BYTES, TensorInfo, read_into, write_all
 from flame.checkpoint.storage import StepWriter, seal
 from flame.checkpoint.stored import data_offset
 from flame.errors import CheckpointError
@@ -144,5 +144,4 @@ def _copy(source: int, source_offset: int, target: int, target_offset: int, leng
         piece = buffer[: min(PIECE_BYTES, length - begin)]
         read_into(source, piece, source_offset + begin)
         write_all(target, piece, target_offset + begin)
-    start_flush(target, target_offset, length)
     return length

@@ -7,6 +7,7 @@ DCP's own ``.metadata``, whose checksum is in the manifest. This module needs ne
 
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ import xxhash
 
 import flame
 from flame.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 DCP_METADATA = ".metadata"
@@ -215,6 +218,14 @@ def remove_step(folder: Path) -> bool:
         folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
     return True
+
+
+def remove_old_steps(parent: Path, keep: int) -> None:
+    """Removes all complete steps but the latest ``keep``; those being read stay until the next time."""
+    complete = [step for step in find_steps(parent) if (step_folder(parent, step) / MANIFEST).is_file()]
+    for step in complete[:-keep]:
+        removed = remove_step(step_folder(parent, step))
+        logger.info("%s step-%d of %s.", "Removed" if removed else "Kept, because it is being read,", step, parent)
 
 
 def set_aside_newer(parent: Path, step: int) -> list[Path]:

@@ -27,14 +27,13 @@ from torchtitan.tools.utils import GarbageCollection
 from flame.checkpoint.agreement import causes, decided_by_first
 from flame.checkpoint.hf_import import local_folder
 from flame.checkpoint.layout import (
-    MANIFEST,
     DamagedStepError,
     check_step,
     find_steps,
     partial_folder,
     publish,
     remove_leftovers,
-    remove_step,
+    remove_old_steps,
     set_aside_newer,
     step_folder,
     step_of,
@@ -187,14 +186,7 @@ class CheckpointManager(titan.CheckpointManager):
         for hook in self.on_complete:
             hook(step_of(folder), folder)
         if self._kept_steps:
-            self._remove_old_steps()
-
-    def _remove_old_steps(self) -> None:
-        folders = [step_folder(Path(self.folder), step) for step in find_steps(Path(self.folder))]
-        complete = [folder for folder in folders if (folder / MANIFEST).is_file()]
-        for folder in complete[: -self._kept_steps]:
-            removed = remove_step(folder)
-            logger.info("%s %s.", "Removed" if removed else "Kept, because it is being read,", folder)
+            remove_old_steps(folder.parent, self._kept_steps)
 
     def _failed_save(self, folder: Path, error: CheckpointException) -> CheckpointError:
         if dist.get_rank() == 0:

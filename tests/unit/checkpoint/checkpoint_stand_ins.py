@@ -93,7 +93,7 @@ class Run:
         adapter: Any = None,
         **options: Any,
     ) -> None:
-        self.model = TinyModel() if model is None else model
+        self.model: Any = TinyModel() if model is None else model
         self.optimizers = OptimizersContainer([self.model], torch.optim.AdamW, {"lr": 0.1})
         self.lanes = Lanes(lanes)
         self.counter = Counter()

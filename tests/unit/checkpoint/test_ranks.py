@@ -39,8 +39,7 @@ def _full(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _two_ranks(rank: int, folder: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     lanes = range(rank * 2, rank * 2 + 2)
 

@@ -5,7 +5,6 @@ import json
 import pickle
 import subprocess
 import sys
-from itertools import islice
 
 import datasets
 import numpy as np
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from data_stand_ins import Data, Source
+from data_stand_ins import Source
 from datasets import config as datasets_config
 
 from flame.data import sources as sources_module
@@ -283,40 +282,6 @@ def test_cut_text_keeps_every_character_within_the_limit(text):
     pieces = list(cut_text(text, 100))
     assert "".join(pieces) == text
     assert all(0 < len(piece.encode()) <= 100 for piece in pieces)
-
-
-def good_and_bad(folder, good, bad):
-    rows = [json.dumps({"text": f"good {i}"}) for i in range(good)] + ["{oops"] * bad
-    (folder / "a.jsonl").write_text("\n".join(rows) + "\n")
-    return Source(str(folder / "a.jsonl"))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_bad_rows_are_skipped_and_counted_or_errors_by_policy(make_loader, tmp_path, workers, caplog):
-    source = good_and_bad(tmp_path, 20, 3)
-    loader = make_loader(source, workers=workers, repeat=False)
-    list(loader)
-    loader.close()
-    assert loader.skipped == {"not JSON": 3}
-    assert "rows skipped or cut: 3 not JSON" in caplog.text
-    with pytest.raises(DataError, match=r"a.jsonl, row 2[123]: not JSON .* set data.on_bad_row = \"skip\""):
-        list(make_loader(source, workers=workers, repeat=False, data=Data(on_bad_row="error")))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("repeat", [False, True])
-def test_nothing_but_bad_rows_is_an_error_and_not_a_hang(make_loader, tmp_path, workers, repeat):
-    with pytest.raises(DataError, match="in a row are unusable|no usable documents"):
-        list(make_loader(good_and_bad(tmp_path, 0, 9), workers=workers, repeat=repeat))
-
-
-def test_a_line_of_50_megabytes_is_cut_and_counted(make_loader, tmp_path):
-    with open(tmp_path / "a.jsonl", "w") as file:
-        file.write('{"text": "small"}\n{"text": "' + "many words " * 4_800_000 + '"}\n{"text": "small"}\n')
-    data = Data(max_document_bytes=1 << 22, lanes_per_row=1, shuffle=False)
-    loader = make_loader(Source(str(tmp_path / "a.jsonl")), data=data, global_batch_size=1, local_batch_size=1)
-    list(islice(loader, 10))
-    assert loader.skipped["too long, cut into pieces"] >= 1
 
 
 def test_two_processes_may_index_the_same_file_at_once(tmp_path):
