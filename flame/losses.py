@@ -51,7 +51,9 @@ def linear_cross_entropy_sum(
         A float32 scalar.
     """
     chunk_rows = chunk_rows or max(1, CHUNK_ELEMENTS // weight.shape[0])
-    return _ChunkedLinearCrossEntropy.apply(hidden.flatten(0, -2), weight, bias, labels.flatten(), chunk_rows)
+    return _ChunkedLinearCrossEntropy.apply(
+        hidden.flatten(0, -2), weight, bias, labels.flatten(), chunk_rows, torch.is_grad_enabled()
+    )
 
 
 class _ChunkedLinearCrossEntropy(torch.autograd.Function):
@@ -63,8 +65,9 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         bias: torch.Tensor | None,  # [V]
         labels: torch.Tensor,  # [N]
         chunk_rows: int,
+        grad_enabled: bool,  # needs_input_grad does not know of no_grad()
     ) -> torch.Tensor:
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        need_hidden, need_weight, need_bias = (grad_enabled and needed for needed in ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         # Sums over many chunks lose too much in bfloat16.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
@@ -79,7 +82,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             index = target.clamp(min=0).unsqueeze(1)
             log_z = torch.logsumexp(logits, dim=1, keepdim=True)
             loss += ((log_z - logits.gather(1, index)).squeeze(1) * scored).sum()
-            if not any(ctx.needs_input_grad):
+            if not (need_hidden or need_weight or need_bias):
                 continue
             # d loss / d logits = softmax - one_hot(target), zero on rows that are not scored.
             grad = logits.sub_(log_z).exp_()
@@ -104,6 +107,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             grad_hidden * scale.to(grad_hidden.dtype) if grad_hidden is not None else None,
             (grad_weight * scale).to(ctx.weight_dtype) if grad_weight is not None else None,
             (grad_bias * scale).to(ctx.weight_dtype) if grad_bias is not None else None,
+            None,
             None,
             None,
         )

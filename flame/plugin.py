@@ -87,7 +87,7 @@ def load_task(name: str, plugin_path: str = "") -> type:
     Raises:
         ConfigError: no such task.
     """
-    if _module_exists(f"flame.tasks.{name}"):
+    if name in tasks():
         return importlib.import_module(f"flame.tasks.{name}").TASK
     for point in importlib.metadata.entry_points(group=TASK_ENTRY_POINTS):
         if point.name == name:
@@ -155,10 +155,11 @@ def _plugin_of(found: ModelPlugin | ModuleType, model_type: str) -> ModelPlugin:
 
 def _module_exists(name: str) -> bool:
     """True if the module can be found; unlike trying the import, an error inside it is not mistaken for absence."""
-    parent, _, _ = name.rpartition(".")
-    if importlib.util.find_spec(parent.partition(".")[0]) is None:
-        return False
-    return name.replace(".", "").replace("_", "").isalnum() and importlib.util.find_spec(name) is not None
+    parts = name.split(".")
+    # Each parent first: looking for a module inside one that does not exist is an error.
+    return all(part.isidentifier() for part in parts) and all(
+        importlib.util.find_spec(".".join(parts[:end])) is not None for end in range(1, len(parts) + 1)
+    )
 
 
 def _custom_models() -> Path:
@@ -191,5 +192,9 @@ def _import_folder(folder: Path, model_type: str) -> ModuleType | None:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]  # half a module would be taken for the whole next time
+            raise
     return sys.modules[name]
