@@ -16,7 +16,6 @@ from types import ModuleType
 
 import torch.nn as nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from flame.errors import ConfigError, closest
@@ -124,8 +123,8 @@ def fla_families() -> list[str]:
 
 
 def transformers_families() -> list[str]:
-    """The causal language models of transformers whose config needs nothing but sizes."""
-    return sorted(name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in CONFIG_MAPPING_NAMES)
+    """The causal language models of transformers."""
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def tasks() -> list[str]:

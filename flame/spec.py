@@ -9,11 +9,12 @@ import torchtitan.protocols.train_spec as titan_spec
 from torchtitan.components.lr_scheduler import build_lr_schedulers
 from torchtitan.components.optimizer import build_optimizers
 from torchtitan.distributed import ParallelDims
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from flame import compat
 from flame.config import JobConfig, to_toml
-from flame.data.loader import build_loader
+from flame.data.job import train_loader, validation_loader
 from flame.data.sources import open_source
 from flame.errors import ConfigError
 from flame.metrics import Metrics
@@ -34,7 +35,7 @@ class Job:
     plugin: ModelPlugin
     model_config: PreTrainedConfig
     model_class: type[PreTrainedModel]
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerFast
     task: Task
     grown_vocabulary: bool
 
@@ -80,14 +81,8 @@ def attention(config: JobConfig) -> str | None:
         return config.model.attn_implementation
     if config.training.varlen and compat.DEVICE_TYPE == "cuda":
         # A dense mask over packed documents would take T x T memory.
-        return "flash_attention_2" if _has_flash_attention() else "flex_attention"
+        return "flash_attention_2" if is_flash_attn_2_available() else "flex_attention"
     return None
-
-
-def _has_flash_attention() -> bool:
-    from transformers.utils import is_flash_attn_2_available
-
-    return is_flash_attn_2_available()
 
 
 def write_assets(job: Job) -> None:
@@ -136,7 +131,9 @@ def make_train_spec(job: Job) -> titan_spec.TrainSpec:
         pipelining_fn=None,
         build_optimizers_fn=build_optimizers,
         build_lr_schedulers_fn=build_lr_schedulers,
-        build_dataloader_fn=lambda **kwargs: train_loader(job, kwargs["dp_rank"], kwargs["dp_world_size"]),
+        build_dataloader_fn=lambda dp_rank, dp_world_size, **_: train_loader(
+            job.config, job.task.encoder(), dp_rank, dp_world_size
+        ),
         build_tokenizer_fn=lambda job_config: job.tokenizer,  # type: ignore[arg-type, return-value]
         build_loss_fn=lambda job_config, **kwargs: job.task.loss,
         build_validator_fn=lambda **kwargs: make_validator(job, **kwargs),
@@ -144,43 +141,9 @@ def make_train_spec(job: Job) -> titan_spec.TrainSpec:
     )
 
 
-def train_loader(job: Job, dp_rank: int, dp_world_size: int) -> Any:
-    """The training data of one data-parallel rank."""
-    config = job.config
-    return build_loader(
-        sources=config.data.sources,
-        data=config.data,
-        encoder=job.task.encoder(),
-        seq_len=config.training.seq_len,
-        context_len=config.training.context_len,
-        varlen=config.training.varlen,
-        global_batch_size=config.training.global_batch_size,
-        local_batch_size=config.training.local_batch_size,
-        dp_rank=dp_rank,
-        dp_world_size=dp_world_size,
-        seed=config.debug.seed or 0,
-        dataloader=config.training.dataloader,
-    )
-
-
 def make_validator(
     job: Job, *, dp_rank: int, dp_world_size: int, parallel_dims: ParallelDims, metrics_processor: Metrics, **_: Any
 ) -> Validator:
-    """The validator over ``validation.sources``; its order is fixed, whatever ``data.shuffle`` says."""
-    config = job.config
-    loader = build_loader(
-        sources=config.validation.sources,
-        data=config.data,
-        encoder=job.task.encoder(),
-        seq_len=config.training.seq_len,
-        context_len=config.training.context_len,
-        varlen=config.training.varlen,
-        global_batch_size=config.training.global_batch_size,
-        local_batch_size=config.validation.local_batch_size or config.training.local_batch_size,
-        dp_rank=dp_rank,
-        dp_world_size=dp_world_size,
-        seed=0,
-        dataloader=config.validation.dataloader,
-        repeat=False,
-    )
-    return Validator(config, loader, job.task, parallel_dims, metrics_processor)
+    """The validator over ``validation.sources``."""
+    loader = validation_loader(job.config, job.task.encoder(), dp_rank, dp_world_size)
+    return Validator(job.config, loader, job.task, parallel_dims, metrics_processor)

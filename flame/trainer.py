@@ -33,6 +33,7 @@ class Trainer(TitanTrainer):
     """Trains a ``Job``. ``ntokens_seen`` counts positions over all ranks, so it survives a change of their number."""
 
     metrics_processor: Metrics
+    checkpointer: CheckpointManager
     job_config: JobConfig
 
     def __init__(self, job: Job) -> None:
@@ -188,15 +189,15 @@ def train(job: Job) -> Path | None:
     Returns:
         The exported HuggingFace folder of the last step, on rank 0, if the job exports.
     """
-    trainer: Trainer | None = None
     try:
         trainer = Trainer(job)
-        trainer.train()
-    finally:
-        if trainer is not None:
+        first = dist.get_rank() == 0
+        try:
+            trainer.train()
+        finally:
             trainer.close()
+    finally:
         if dist.is_initialized():
-            first = dist.get_rank() == 0
             dist.destroy_process_group()
     if first:
         trainer.exports.finish(trainer.step)

@@ -159,7 +159,7 @@ class Data:
     on_bad_row: Literal["error", "skip"] = "skip"
     """What an unreadable record does: end the run, or be left out, counted and logged."""
 
-    max_document_bytes: int = 8_388_608
+    max_document_bytes: int = 1_048_576
     """Longer documents are cut into pieces of at most this many bytes, which are counted."""
 
     add_bos: bool | None = None

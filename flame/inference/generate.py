@@ -84,8 +84,8 @@ def load(
         raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"--model '{name}' cannot be loaded: {error}") from error
-    accelerator = torch.accelerator.current_accelerator()
-    return model.to(device or accelerator or "cpu").eval(), tokenizer
+    model.to(torch.device(device) if device else torch.accelerator.current_accelerator() or torch.device("cpu"))  # type: ignore[arg-type]
+    return model.eval(), tokenizer
 
 
 def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, options: Any) -> None:
@@ -104,7 +104,7 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt:
             "top_p": options.top_p,
         }
     ids = ids.to(model.device, torch.long)
-    model.generate(
+    model.generate(  # type: ignore[operator]
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=options.max_new_tokens,

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
@@ -84,7 +85,7 @@ def load_config(name: str, plugin_path: str = "") -> tuple[PreTrainedConfig, Mod
     }
     try:
         return AutoConfig.for_model(model_type, **values), plugin
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"model.config '{name}' is refused by family '{model_type}': {error}") from error
 
 

@@ -65,7 +65,8 @@ def _linear_cross_entropy(
     # Late: fla takes a second to import and its kernels exist on accelerators only.
     from fla.modules.fused_linear_cross_entropy import fused_linear_cross_entropy_loss
 
-    return fused_linear_cross_entropy_loss(hidden.flatten(0, -2), labels.flatten(), weight, bias, reduction="sum")
+    rows = hidden.flatten(0, -2)
+    return fused_linear_cross_entropy_loss(rows, labels.flatten(), weight, bias, reduction="sum")  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from flame.config import JobConfig, TaskOptions
 from flame.losses import IGNORE_INDEX
@@ -23,7 +23,7 @@ class Task:
     head: ClassVar[str] = "causal_lm"
     """The head of the model family that this task trains."""
 
-    def __init__(self, options: TaskOptions, tokenizer: PreTrainedTokenizerBase, config: JobConfig) -> None:
+    def __init__(self, options: TaskOptions, tokenizer: PreTrainedTokenizerFast, config: JobConfig) -> None:
         self.options = options
         self.tokenizer = tokenizer
         self.config = config

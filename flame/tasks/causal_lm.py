@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn as nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from flame.config import JobConfig, TaskOptions
 from flame.data import TextEncoder
@@ -43,7 +43,7 @@ class CausalLM(Task):
     Options = CausalLMOptions
     options: CausalLMOptions
 
-    def __init__(self, options: TaskOptions, tokenizer: PreTrainedTokenizerBase, config: JobConfig) -> None:
+    def __init__(self, options: TaskOptions, tokenizer: PreTrainedTokenizerFast, config: JobConfig) -> None:
         super().__init__(options, tokenizer, config)
         self.documents = "position_ids"
         self.loss_in_head = False

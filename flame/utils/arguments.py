@@ -1,7 +1,9 @@
 """argparse for the small verbs, with flame's manner of failing: one line, exit code 2."""
 
 import argparse
-from typing import NoReturn
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from flame.errors import ConfigError
 
@@ -12,17 +14,18 @@ class Arguments(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def parse_args(self, args: list[str]) -> argparse.Namespace:  # type: ignore[override]
-        """Parses; option names may be written with dashes or underscores."""
-        return super().parse_args([_underscored(arg) for arg in args])
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parses; option names may be written with dashes or underscores. ``parse_args`` comes through here too."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_underscored(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing usage and leaving."""
         raise ConfigError(f"{message}; `{self.prog} --help` lists what there is")
 
 
-def _underscored(arg: str) -> str:
-    if not arg.startswith("--"):
-        return arg
-    name, equals, value = arg[2:].partition("=")
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"

@@ -1,0 +1,59 @@
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from flame.losses import cross_entropy_sum
+from flame.models.config import shrink
+from flame.models.head import head_is_last, loss_in_head, output_head
+
+
+def model_of(name: str, **changes):
+    torch.manual_seed(0)
+    config = shrink(AutoConfig.for_model(name))
+    for key, value in changes.items():
+        setattr(config, key, value)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize(
+    "name, changes, last",
+    [
+        ("llama", {}, True),
+        ("qwen3", {}, True),
+        ("gemma3_text", {}, True),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, False),
+        ("gemma2", {}, False),
+        ("granite", {"logits_scaling": 8.0}, False),
+        ("cohere", {}, False),
+    ],
+)
+def test_what_follows_the_head_is_noticed(name: str, changes: dict, last: bool) -> None:
+    assert head_is_last(model_of(name, **changes)) is last
+
+
+def test_the_head_is_itself_again_afterwards() -> None:
+    model = model_of("llama")
+    ids = torch.arange(8).unsqueeze(0)
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        head_is_last(model)
+        loss_in_head(model, {"input_ids": ids}, ids)
+        assert torch.equal(model(input_ids=ids).logits, before)
+    assert "forward" not in vars(output_head(model))
+
+
+def test_the_head_is_itself_again_after_an_error() -> None:
+    model = model_of("llama")
+    with pytest.raises(RuntimeError):
+        loss_in_head(model, {"input_ids": torch.arange(8).unsqueeze(0)}, torch.zeros(3, dtype=torch.long))
+    assert "forward" not in vars(output_head(model))
+
+
+def test_no_logits_come_out_of_the_head() -> None:
+    model = model_of("llama")
+    sizes = []
+    model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(output.numel()))
+    ids = torch.arange(8).unsqueeze(0)
+    loss = loss_in_head(model, {"input_ids": ids}, ids)
+    assert sizes == [1]
+    torch.testing.assert_close(loss, cross_entropy_sum(model(input_ids=ids).logits, ids))
