@@ -7,6 +7,7 @@ ranks alive and runs many jobs in them, for tests that are about numbers and not
 import json
 import os
 import random
+import select
 import socket
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +48,29 @@ UNEVEN_LLAMA = {
     "num_attention_heads": 3,
     "num_key_value_heads": 3,
 }
-WORDS = "the a one some cat dog bird tree sees finds eats loves red old small quick house river and then again".split()
+WORDS = [
+    "the",
+    "a",
+    "one",
+    "some",
+    "cat",
+    "dog",
+    "bird",
+    "tree",
+    "sees",
+    "finds",
+    "eats",
+    "loves",
+    "red",
+    "old",
+    "small",
+    "quick",
+    "house",
+    "river",
+    "and",
+    "then",
+    "again",
+]
 
 
 @dataclass(frozen=True)
@@ -67,8 +91,13 @@ class Materials:
 
     @property
     def held_out(self) -> Path:
-        """40 other documents, one a line."""
-        return self.folder / "held_out.txt"
+        """40 other documents."""
+        return self.folder / "held_out.jsonl"
+
+    @property
+    def one_document(self) -> Path:
+        """The held-out text as one long document."""
+        return self.folder / "one_document.txt"
 
     def model(self, values: Mapping[str, Any] = LLAMA) -> Path:
         """The path of a ``config.json`` with these values."""
@@ -84,7 +113,9 @@ def sentences(count: int, seed: int) -> list[str]:
     for _ in range(count):
         length = drawn.randint(5, 60)
         start = drawn.randrange(len(WORDS))
-        texts.append(" ".join(WORDS[(start + step * drawn.choice((1, 1, 1, 2))) % len(WORDS)] for step in range(length)))
+        texts.append(
+            " ".join(WORDS[(start + step * drawn.choice((1, 1, 1, 2))) % len(WORDS)] for step in range(length))
+        )
     return texts
 
 
@@ -92,9 +123,10 @@ def sentences(count: int, seed: int) -> list[str]:
 def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
     """Makes the files of ``Materials`` once."""
     made = Materials(tmp_path_factory.mktemp("materials"))
-    texts = sentences(300, seed=0)
-    made.train.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    made.held_out.write_text("\n".join(sentences(40, seed=1)) + "\n")
+    texts, held_out = sentences(300, seed=0), sentences(40, seed=1)
+    for path, documents in ((made.train, texts), (made.held_out, held_out)):
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    made.one_document.write_text("\n".join(held_out) + "\n")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -186,14 +218,14 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 def load_states(step: Path) -> dict[str, torch.Tensor]:
     """All tensors of a DCP step, unsharded, by key."""
-    reader = dcp.FileSystemReader(step)
+    reader = FileSystemReader(step)
     entries = reader.read_metadata().state_dict_metadata
     states = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
         for key, entry in entries.items()
         if isinstance(entry, TensorStorageMetadata)
     }
-    dcp.load(states, storage_reader=reader, no_dist=True)
+    load(states, storage_reader=reader, no_dist=True)
     return states
 
 
@@ -237,7 +269,9 @@ class Pool:
 
     def __init__(self) -> None:
         self._ranks: list[subprocess.Popen[str]] = []
-        self._log = Path(tempfile.mkstemp(prefix="flame-pool-", suffix=".log")[1])
+        self._folder = tempfile.TemporaryDirectory(prefix="flame-pool-")
+        self._log = Path(self._folder.name) / "log"
+        self._log.touch()
 
     def run(
         self, job: Path, folder: Path, *arguments: str, world: int = 1, patch: str = "", timeout: float = 120
@@ -272,14 +306,14 @@ class Pool:
 
     def _answer(self, rank: subprocess.Popen[str], deadline: float) -> str:
         assert rank.stdout is not None
-        os.set_blocking(rank.stdout.fileno(), False)
-        while time.monotonic() < deadline and rank.poll() is None:
-            line = rank.stdout.readline()
-            if line:
-                return json.loads(line)["error"]
-            time.sleep(0.02)
+        select.select([rank.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        # A rank that died answers with an empty line, one that hangs is not ready to be read.
+        line = rank.stdout.readline() if select.select([rank.stdout], [], [], 0)[0] else ""
+        if line:
+            return json.loads(line)["error"]
+        log = self._log.read_text()[-3000:]
         self.close()
-        raise TimeoutError(f"a rank died or hung; the end of its log:\n{self._log.read_text()[-3000:]}")
+        raise TimeoutError(f"a rank died or hung; the end of the log:\n{log}")
 
     def _ensure(self, world: int) -> None:
         while len(self._ranks) < world:
@@ -302,6 +336,10 @@ class Pool:
             rank.wait()
         self._ranks.clear()
 
+    def remove_log(self) -> None:
+        """Removes what the ranks wrote."""
+        self._folder.cleanup()
+
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
@@ -309,6 +347,7 @@ def pool() -> Iterator[Pool]:
     made = Pool()
     yield made
     made.close()
+    made.remove_log()
 
 
 def _free_port() -> int:

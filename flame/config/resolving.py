@@ -137,6 +137,8 @@ def _check_optimization(config: JobConfig) -> None:
 
 
 def _check_memory(config: JobConfig) -> None:
+    if config.training.enable_cpu_offload and compat.DEVICE_TYPE == "cpu":
+        raise ConfigError("training.enable_cpu_offload = true needs an accelerator to offload from; set it to false.")
     recompute = config.activation_checkpoint
     option = recompute.selective_ac_option
     if recompute.mode == "selective" and option != "op" and (not option.isdecimal() or int(option) < 1):

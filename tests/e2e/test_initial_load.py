@@ -5,8 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from flame.config import parse, resolve
+from flame.data.job import train_loader
 from flame.losses import cross_entropy_sum
-from flame.spec import load_job, train_loader
+from flame.spec import load_job
 from flame.train import task_options
 from tests.runs import write_job
 
@@ -24,12 +25,13 @@ def first(materials, pool, tmp_path_factory):
 def loss_of_first_batch(job_file, folder) -> float:
     config = parse(["--job.config_file", str(job_file)], task_options)
     resolve(config, world_size=1)
-    batches = iter(train_loader(load_job(config), 0, 1))
+    job = load_job(config)
+    batches = iter(train_loader(config, job.task.encoder()))
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
         pairs = [next(batches) for _ in range(4)]
-        total = sum(cross_entropy_sum(model(input_ids=inputs["input_ids"]).logits, labels) for inputs, labels in pairs)
-    return (total / sum((labels != -100).sum() for _, labels in pairs)).item()
+        losses = [cross_entropy_sum(model(input_ids=inputs["input_ids"]).logits, labels) for inputs, labels in pairs]
+    return sum(loss.item() for loss in losses) / sum(int((labels != -100).sum()) for _, labels in pairs)
 
 
 @pytest.mark.parametrize("world", [1, 2])

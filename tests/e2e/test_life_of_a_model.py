@@ -92,7 +92,7 @@ def test_validation_is_the_mean_over_the_held_out_text(run: Run, materials: Mate
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(materials.tokenizer)
-    texts = materials.held_out.read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in materials.held_out.read_text().splitlines()]
     tokens = sum(len(tokenizer(text)["input_ids"]) for text in texts)
     bytes_per_token = sum(map(len, texts)) / (tokens + len(texts))
     ratio = last["val_loss"] / math.log(2) / last["val_bpb"]

@@ -17,7 +17,7 @@ def train_sh(*arguments: str, folder: Path, processes: int = 1) -> subprocess.Po
     return subprocess.Popen(
         ["bash", str(ROOT / "train.sh"), *arguments],
         cwd=folder,
-        env={**environment(processes), "PYTHON": sys.executable, "PYTHONPATH": ""},
+        env={**environment(processes), "PYTHON": sys.executable},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -46,10 +46,10 @@ def masked_labels() -> Iterator[None]:
     """Masks labels with ``mask``."""
     make = flame.spec.train_loader
 
-    def masked(job: Any, dp_rank: int, dp_world_size: int) -> Any:
-        training = job.config.training
-        rows = training.global_batch_size // dp_world_size
-        return MaskedLoader(make(job, dp_rank, dp_world_size), dp_rank * rows, rows, training.local_batch_size)
+    def masked(config: Any, encoder: Any, dp_rank: int, dp_world_size: int) -> Any:
+        rows = config.training.global_batch_size // dp_world_size
+        loader = make(config, encoder, dp_rank, dp_world_size)
+        return MaskedLoader(loader, dp_rank * rows, rows, config.training.local_batch_size)
 
     with mock.patch.object(flame.spec, "train_loader", masked):
         yield
@@ -67,7 +67,7 @@ def initialised_in_place() -> Iterator[None]:
     """Initialises as upstream does: HuggingFace's own initialisation over storage that meta-init left empty."""
 
     def init(model: Any, buffer_device: Any = None) -> None:
-        super(TitanMixin, model).init_weights()
+        super(TitanMixin, model).init_weights()  # type: ignore[misc]
 
     with mock.patch.object(TitanMixin, "init_weights", init):
         yield

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from flame.losses import cross_entropy_sum, linear_cross_entropy_sum
 ROWS, WIDTH, VOCABULARY = 22, 12, 31
 
 
-def problem(dtype: torch.dtype = torch.float32, bias: bool = True, ignored: str = "some"):
+def problem(dtype: torch.dtype = torch.float32, bias: bool = True, ignored: str = "some") -> Any:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, ROWS // 2, WIDTH, generator=generator).to(dtype).requires_grad_()
     weight = torch.randn(VOCABULARY, WIDTH, generator=generator).to(dtype).requires_grad_()
@@ -50,11 +52,11 @@ def test_chunks_give_the_loss_and_gradients_of_the_plain_version(chunk_rows: int
 
 
 def test_weight_gradients_of_many_bfloat16_chunks_do_not_lose_precision() -> None:
-    """Summed in bfloat16, 256 equal chunks would stop growing."""
-    hidden = torch.ones(256, 2, dtype=torch.bfloat16)
-    weight = torch.zeros(4, 2, dtype=torch.bfloat16, requires_grad=True)
-    linear_cross_entropy_sum(hidden, weight, None, torch.zeros(256, dtype=torch.long), chunk_rows=1).backward()
-    torch.testing.assert_close(weight.grad[1].float(), torch.full((2,), 64.0))
+    """Summed in bfloat16, equal chunks of 0.25 would stop growing at 64."""
+    hidden = torch.ones(1024, 2, dtype=torch.bfloat16)
+    weight: Any = torch.zeros(4, 2, dtype=torch.bfloat16, requires_grad=True)
+    linear_cross_entropy_sum(hidden, weight, None, torch.zeros(1024, dtype=torch.long), chunk_rows=1).backward()
+    torch.testing.assert_close(weight.grad[1].float(), torch.full((2,), 256.0))
 
 
 def test_bfloat16_is_as_close_to_float32_as_the_plain_version() -> None:

@@ -76,6 +76,7 @@ def test_validation_is_reported_under_its_own_names(metrics: Metrics, caplog: py
 
 def test_time_left_is_that_of_the_pace_so_far(metrics: Metrics) -> None:
     assert metrics._eta(10) == "-"
+    assert metrics._started is not None
     step, since = metrics._started
     metrics._started = (step, since - 90.0)
     assert metrics._eta(40) == "0:03:00"

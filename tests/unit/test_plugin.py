@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.runs import FAMILIES
 
 
 @pytest.fixture
-def custom_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def custom_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty ``custom_models`` package that stands in for the repository's."""
     package = tmp_path / "site" / "custom_models"
     package.mkdir(parents=True)
@@ -137,5 +138,5 @@ def test_only_families_of_ones_own_carry_their_code() -> None:
     load_plugin("ema_lm", str(FAMILIES))
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    ema = AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model("ema_lm"))]
+    ema = type(AutoModelForCausalLM.from_config(AutoConfig.for_model("ema_lm")))
     assert [path.name for path in modeling_files(ema)] == ["configuration_ema_lm.py", "modeling_ema_lm.py"]

@@ -1,6 +1,7 @@
 """Learning rates by closed form, through the builder that a run uses. Step numbers count from 1."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ SHAPES = {
 def rates(*arguments: str) -> list[float]:
     config = parse(["--training.steps", str(STEPS), "--lr_scheduler.warmup_steps", str(WARM_UP), *arguments])
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
-    schedule = build_lr_schedulers([optimizer], config.lr_scheduler, STEPS)
+    optimizers: Any = [optimizer]
+    schedule = build_lr_schedulers(optimizers, config.lr_scheduler, STEPS)
     seen = []
     for _ in range(STEPS):
         seen.append(optimizer.param_groups[0]["lr"])

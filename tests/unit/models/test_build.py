@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torchtitan.distributed import ParallelDims
@@ -9,7 +11,7 @@ from flame.models.build import build_model, model_class, plain_model
 from flame.parallel.parallelize import parallelize
 from flame.plugin import load_plugin
 
-SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+SIZES: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 CONFIG = LlamaConfig(**SIZES, num_attention_heads=2, num_key_value_heads=1)
 
 
@@ -56,7 +58,7 @@ def test_a_model_built_on_meta_becomes_the_plain_one(process_group: None, tied: 
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):
-            model = build_model(cls, config)
+            model: Any = build_model(cls, config)
         model = parallelize(model, ParallelDims(1, 1, 1, 1, 1, 1, 1, world_size=1), job)
         model.to_empty(device="cpu")
         with torch.no_grad():

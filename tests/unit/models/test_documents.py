@@ -11,8 +11,21 @@ from flame.models.documents import document_inputs, documents_are_isolated
 from flame.plugin import load_plugin
 from tests.runs import FAMILIES
 
-ISOLATED = "ema_lm deepseek_v3 gemma3_text gpt_neox granite llama mixtral nanochat olmo2 phi3 qwen3 smollm3".split()
-DEAF = ["deaf_lm", "mamba", "bloom"]
+ISOLATED = [
+    "ema_lm",
+    "deepseek_v3",
+    "gemma3_text",
+    "gpt_neox",
+    "granite",
+    "llama",
+    "mixtral",
+    "nanochat",
+    "olmo2",
+    "phi3",
+    "qwen3",
+    "smollm3",
+]
+DEAF = ["deaf_lm", "bloom"]
 LENGTHS = [5, 1, 9, 7]
 
 

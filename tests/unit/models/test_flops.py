@@ -1,7 +1,13 @@
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Mamba2Config, MixtralConfig, MixtralForCausalLM
-from transformers import Mamba2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from flame.models.build import ModelArgs
 from flame.models.flops import train_flops_per_token
