@@ -118,7 +118,7 @@ class History:
         if self.writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps({name: _strict(value) for name, value in record.items()}) + "\n")
 
     def truncate(self, step: int) -> None:
         """Drops the reports after ``step`` and a last line that was cut off."""
@@ -135,6 +135,11 @@ class History:
                 if _step_of(line) < math.inf:
                     figures.update(json.loads(line))
         return figures
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no infinity and no NaN; the loss of a skipped step becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step_of(line: str) -> float:

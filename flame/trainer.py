@@ -64,7 +64,7 @@ class Trainer(TitanTrainer):
         self.optimizers.zero_grad()
         lr = self.lr_schedulers.schedulers[0].get_last_lr()[0]
         tokens_before = self.ntokens_seen
-        batches = [next(data_iterator) for _ in range(self.gradient_accumulation_steps)]
+        batches = self._prepared(data_iterator)
         counts = self._count(batches)
         valid = counts.pop("valid")
         self.ntokens_seen = tokens_before + int(counts.pop("tokens"))
@@ -84,6 +84,20 @@ class Trainer(TitanTrainer):
                 figures["skipped_steps"] = self.guard.skipped
             self.metrics_processor.log(self.step, loss, loss, grad_norm, extra_metrics=figures)
 
+    def _prepared(self, data_iterator: Iterator[Batch]) -> list[Batch]:
+        """The step's micro-batches after ``Task.prepare``, which may change labels and so comes before the count.
+
+        The generator is the same for a resumed step and for any number of ranks: its seed is (seed, step, first row).
+        """
+        rows = self.job_config.training.local_batch_size
+        first = rows * self.gradient_accumulation_steps * self._data_rank()
+        batches = []
+        for index in range(self.gradient_accumulation_steps):
+            inputs, labels = next(data_iterator)
+            seed = hash((self.job_config.debug.seed, self.step, first + index * rows)) % 2**63
+            batches.append(self.job.task.prepare(inputs, labels, torch.Generator().manual_seed(seed)))
+        return batches
+
     def _count(self, batches: list[Batch]) -> dict[str, float]:
         """Scored labels, positions and the task's counts, summed over micro-batches and ranks."""
         totals: dict[str, torch.Tensor] = {}
@@ -96,12 +110,9 @@ class Trainer(TitanTrainer):
     def _accumulate(self, batches: list[Batch], valid: float) -> torch.Tensor:
         """Runs forward and backward over the micro-batches; returns this rank's share of the mean loss."""
         total = torch.zeros((), device=self.device)
-        rows = self.job_config.training.local_batch_size * self.gradient_accumulation_steps * self._data_rank()
-        for index, (inputs, labels) in enumerate(batches):
+        for inputs, labels in batches:
             inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
             labels = labels.to(self.device, non_blocking=True)
-            first_row = rows + index * self.job_config.training.local_batch_size
-            inputs, labels = self.job.task.prepare(inputs, labels, self._generator(first_row))
             total += self.forward_backward_step(input_dict=inputs, labels=labels, global_valid_tokens=valid).detach()
         return total
 
@@ -129,11 +140,6 @@ class Trainer(TitanTrainer):
 
     def _data_rank(self) -> int:
         return self.parallel_dims.get_mesh("batch").get_local_rank() if self.parallel_dims.dp_enabled else 0
-
-    def _generator(self, first_row: int) -> torch.Generator:
-        """Randomness of a micro-batch: the same for a resumed step and for any number of ranks."""
-        seed = hash((self.job_config.debug.seed, self.step, first_row)) % 2**63
-        return torch.Generator(self.device).manual_seed(seed)
 
     def _tighten_timeouts(self) -> None:
         """Shortens collective timeouts after this process's first step; torchtitan/train.py:699 does so at step 1 only,

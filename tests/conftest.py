@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 # Ranks and workers share two cores; a thread pool each would only fight.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -23,7 +24,7 @@ FAMILIES = Path(__file__).parent / "fixtures" / "families"
 def process_group() -> Iterator[None]:
     """A world of one process, as every training process has one."""
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     torch.set_num_threads(2)
     yield
     dist.destroy_process_group()

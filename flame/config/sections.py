@@ -1,7 +1,6 @@
 """The sections of a job file: torchtitan's, with flame's defaults and fields, and flame's own.
 
-Every field is a key of the job file and of the command line; the string under it is what ``flame config explain``
-prints.
+Every field is a key; the string under it is what ``flame config explain`` prints.
 Annotations stay real types here, because torchtitan and the parser read them: no postponed evaluation.
 """
 
@@ -105,10 +104,7 @@ class Training(titan.Training):
     """Whether the documents packed into a row are isolated: positions restart and attention does not cross."""
 
     mixed_precision_param: Literal["auto", "bfloat16", "float32"] = "auto"
-    """
-    Type of weights and activations in the forward and backward pass, at every world size; masters stay `dtype`.
-    `auto` is bfloat16, or float32 on a processor that multiplies bfloat16 slowly.
-    """
+    """Type of weights and activations in both passes; `auto` is float32 on a CPU slow at bfloat16, else bfloat16."""
 
 
 @dataclass

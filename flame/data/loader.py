@@ -162,17 +162,18 @@ class Loader(BaseDataLoader):
             yield from message.rows
 
     def _batches(self, rows: Iterator[Row]) -> Iterator[Batch]:
-        blanks, useful = 0, False
-        while True:
+        # A blank batch before a useful one is handed out, so that the n-th batch is the same step on every rank.
+        blanks: list[list[Row]] = []
+        useful = False
+        while len(blanks) * self._local_batch_size < len(self._lanes):
             batch = list(islice(rows, self._local_batch_size))
-            self._states.update((row.lane, row.state) for row in batch)
-            if not all(row.is_blank for row in batch):
-                blanks, useful = 0, True
-                yield self._collate(batch)
+            if all(row.is_blank for row in batch):
+                blanks.append(batch)
                 continue
-            blanks += len(batch)
-            if blanks >= len(self._lanes):
-                break
+            for held in (*blanks, batch):
+                self._states.update((row.lane, row.state) for row in held)
+                yield self._collate(held)
+            blanks, useful = [], True
         if self.skipped and not useful:
             raise DataError(f"no usable documents in the sources: {self._skips}")
         self._stop_workers()
@@ -228,21 +229,10 @@ def build_loader(
     Raises:
         DataError: If a source cannot be opened, or the sizes do not fit together.
     """
-    if not sources:
-        raise DataError(
-            'there is no data source: add a [[data.sources]] table, e.g. with path = "builtin:python-stdlib"'
-        )
-    if min(source.weight for source in sources) < 0 or not any(source.weight for source in sources):
-        raise DataError(f"data source weights {[source.weight for source in sources]}: make them positive")
-    if global_batch_size % (local_batch_size * dp_world_size):
-        raise DataError(
-            f"global_batch_size {global_batch_size} is not a multiple of local_batch_size {local_batch_size} times "
-            f"{dp_world_size} data-parallel ranks: change one of them"
-        )
+    _check(sources, global_batch_size, local_batch_size * dp_world_size)
     lanes_per_row = data.lanes_per_row if repeat else 1
-    opened = [open_source(source, getattr(encoder, "columns", None), data.max_document_bytes) for source in sources]
     plan = RowPlan(
-        sources=opened,
+        sources=[open_source(source, getattr(encoder, "columns", None), data.max_document_bytes) for source in sources],
         weights=[float(source.weight) for source in sources],
         encoder=encoder,
         seq_len=seq_len,
@@ -255,15 +245,26 @@ def build_loader(
         on_bad_row=data.on_bad_row,
         max_document_bytes=data.max_document_bytes,
     )
-    for source in opened:
+    for source in plan.sources:
         if repeat and len(source) < plan.lanes:
-            logger.warning(
-                "%s has %d documents for %d lanes: rows repeat each other", source.name, len(source), plan.lanes
-            )
+            logger.warning("%s: %d documents for %d lanes, so rows repeat others", source.name, len(source), plan.lanes)
     share = global_batch_size // dp_world_size
     rows = range(dp_rank * share, (dp_rank + 1) * share)
     lanes = [turn * global_batch_size + row for turn in range(lanes_per_row) for row in rows]
     return Loader(plan, lanes, local_batch_size, dataloader)
+
+
+def _check(sources: Sequence[SourceConfig], global_batch_size: int, rows_at_once: int) -> None:
+    weights = [source.weight for source in sources]
+    if not sources:
+        raise DataError("there is no data source: add a [[data.sources]] table with a path")
+    if min(weights) < 0 or not any(weights):
+        raise DataError(f"data source weights {weights}: make them positive")
+    if global_batch_size % rows_at_once:
+        raise DataError(
+            f"global_batch_size {global_batch_size} is not a multiple of {rows_at_once}, the local batch times the "
+            "data-parallel ranks: change one of them"
+        )
 
 
 def _key(lane: int) -> str:

@@ -38,7 +38,10 @@ class Task:
     def prepare(
         self, inputs: dict[str, torch.Tensor], labels: torch.Tensor, generator: torch.Generator
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Draws what the step needs (noise, depth) from ``generator``, which is seeded by (seed, step, micro-batch)."""
+        """Draws what the step needs (noise, depth) on the CPU, before labels are counted.
+
+        ``generator`` is seeded by (seed, step, first row): the same for a resumed step and for any number of ranks.
+        """
         return inputs, labels
 
     def loss(self, outputs: Any, labels: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -5,9 +5,11 @@ The whole list of transformers:  pytest tests/plugins -m slow
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 from torchtitan.distributed import ParallelDims
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
@@ -79,7 +81,7 @@ def test_config_survives_a_round_trip(family, tmp_path: Path) -> None:
 def test_meta_init_equals_plain_init(family, process_group) -> None:
     plugin, config = family
     cls = model_class(plugin, config, "causal_lm")
-    cls.init_seed = 1
+    cls.init_seed = 1  # type: ignore[attr-defined]
     with torch.device("meta"):
         model = build_model(cls, config)
     job = JobConfig()
@@ -87,12 +89,13 @@ def test_meta_init_equals_plain_init(family, process_group) -> None:
     model = parallelize(model, ParallelDims(1, 1, 1, 1, 1, 1, 1, world_size=1), job)
     model.to_empty(device="cpu")
     with torch.no_grad():
-        model.init_weights(buffer_device=None)
+        model.init_weights(buffer_device=None)  # type: ignore[call-arg]
 
     expected = plain(family)
     weights = dict(expected.named_parameters())
     assert {name for name, _ in model.named_parameters()} == set(weights)
     for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor)
         assert torch.equal(parameter.full_tensor(), weights[name]), name
     buffers = dict(expected.named_buffers())
     for name, buffer in model.named_buffers():
@@ -126,12 +129,13 @@ def test_loss_in_the_head_is_the_loss_of_the_logits(family) -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     for (name, parameter), other in zip(model.named_parameters(), naive.parameters(), strict=True):
         if other.grad is not None:
+            assert parameter.grad is not None
             assert (parameter.grad - other.grad).norm() <= 1e-5 * other.grad.norm() + 1e-6, name
 
 
 def test_cached_generation_equals_uncached(family) -> None:
     _, config = family
-    model = plain(family).eval()
+    model: Any = plain(family).eval()
     ids = tokens(config, batch=1, length=6)
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     cached = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **options)

@@ -191,7 +191,7 @@ def test_long_rows_work(make_loader, numbered):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"global_batch_size": 6, "local_batch_size": 4}, "6 is not a multiple of local_batch_size 4"),
+        ({"global_batch_size": 6, "local_batch_size": 4}, "6 is not a multiple of 4"),
         ({"sources": []}, "no data source"),
         ({"sources": [Source("builtin:python-stdlib", weight=-1.0)]}, "make them positive"),
         ({"sources": [Source("builtin:python-stdlib", streaming=True)]}, "set streaming = false"),
