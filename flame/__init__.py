@@ -4,7 +4,9 @@ import os
 
 __version__ = "0.1.0"
 
+# Both are read when torch is loaded, so they stand here, before any import of torch; set them yourself to overrule.
 # OpenMP threads that wait spin for milliseconds by default. Where processes share cores (data workers, ranks on one
 # machine, other people's jobs) the waiting then takes the time of the working: 12x slower steps were measured.
-# Read when torch is loaded, so it stands here, before any import of torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Large tensors on a CPU are new memory every time, and most of the time of writing one goes into 4 KiB page faults.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

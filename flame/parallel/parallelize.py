@@ -111,7 +111,9 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, job_config: JobConfig) -> No
     options = {"mesh": mesh, "mp_policy": policy}
     if training.enable_cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy()
-    reshard = job_config.parallelism.fsdp_reshard_after_forward != "never"
+    wish = job_config.parallelism.fsdp_reshard_after_forward
+    # One shard has nothing to free but a copy in another dtype, which the backward pass would make again.
+    reshard = wish == "always" or (wish == "default" and mesh["fsdp"].size() > 1)
     for layer in layer_stack(model):
         fully_shard(layer, **options, reshard_after_forward=reshard)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
