@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+)
 from transformers.utils import logging as hf_logging
 
 from flame.errors import ConfigError, FlameError
@@ -44,7 +52,6 @@ def main(argv: list[str]) -> int:
     for index in range(options.num_samples):
         if index:
             print("\n---")
-        print(prompt, end="", flush=True)
         generate(model, tokenizer, prompt, options)
     return 0
 
@@ -89,12 +96,19 @@ def load(
 
 
 def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, options: Any) -> None:
-    """Streams one continuation of ``prompt`` to standard output."""
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
-    if tokenizer.bos_token_id is not None:
-        ids = torch.cat([torch.tensor([[tokenizer.bos_token_id]]), ids], dim=1)
+    """Streams one continuation of ``prompt`` to standard output.
+
+    Spaces at the end of a prompt are given back to the model: most tokenizers put a space in front of a word, so a
+    model has never seen one alone, and "def " would be continued with something else than a name.
+    """
+    text = prompt.rstrip(" ")
+    spaces = prompt[len(text) :]
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start = [] if first is None else [first]
+    ids = torch.tensor([start + tokenizer(text, add_special_tokens=False).input_ids], dtype=torch.long)
     if not ids.numel():
         raise ConfigError("--prompt is empty and the tokenizer has no token to begin a text with; give a prompt")
+    processors = LogitsProcessorList([BeginsWith(tokenizer, spaces, ids.shape[1])] if spaces else [])
     sampling = {"do_sample": False}
     if options.temperature > 0:
         sampling = {
@@ -103,12 +117,31 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt:
             "top_k": options.top_k,
             "top_p": options.top_p,
         }
-    ids = ids.to(model.device, torch.long)
+    print(text, end="", flush=True)
+    ids = ids.to(model.device)
     model.generate(  # type: ignore[operator]
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=options.max_new_tokens,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        logits_processor=processors,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         **sampling,
     )
+
+
+class BeginsWith(LogitsProcessor):
+    """Allows only first tokens whose text begins with ``start``; all tokens if there are none."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: str, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+        self.refused = torch.tensor([not text.startswith(start) for text in texts])
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Changes the scores [B, V] of the first new token."""
+        if input_ids.shape[1] > self.prompt_tokens or self.refused.all():
+            return scores
+        refused = torch.ones(scores.shape[-1], dtype=torch.bool)
+        refused[: len(self.refused)] = self.refused
+        return scores.masked_fill(refused.to(scores.device), -torch.inf)
