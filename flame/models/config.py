@@ -1,6 +1,8 @@
 """Loads model configs and scales them down."""
 
 import copy
+import difflib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,7 @@ def load_config(name: str, plugin_path: str = "") -> tuple[PreTrainedConfig, Mod
         key: value for key, value in values.items() if key not in ("model_type", "auto_map", "transformers_version")
     }
     try:
+        _check_spelling(name, values, AutoConfig.for_model(model_type))
         return AutoConfig.for_model(model_type, **values), plugin
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"model.config '{name}' is refused by family '{model_type}': {error}") from error
@@ -114,6 +117,16 @@ def _read_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"model.config '{path}' holds no JSON object; give a HuggingFace config.json")
     return values
+
+
+def _check_spelling(name: str, values: dict[str, Any], default: PreTrainedConfig) -> None:
+    """HuggingFace configs keep any key they are given, so a misspelt size would silently be the default one. Keys that
+    resemble none are let through: configs of the hub carry many of other tools."""
+    known = {*default.to_dict(), *default.attribute_map, *inspect.signature(type(default).__init__).parameters}
+    for key in values.keys() - known:
+        similar = difflib.get_close_matches(key, known - values.keys(), n=1, cutoff=0.85)
+        if similar:
+            raise ConfigError(f"model.config '{name}': unknown key '{key}'. Did you mean '{similar[0]}'?")
 
 
 def fit_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -157,8 +170,3 @@ def tiny_config(plugin: ModelPlugin) -> PreTrainedConfig:
         return plugin.tiny()
     return shrink(AutoConfig.for_model(plugin.model_type))
 
-
-def save_config(config: PreTrainedConfig, folder: Path) -> None:
-    """Writes ``config.json`` so that plain ``from_pretrained`` reads it back equal."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)

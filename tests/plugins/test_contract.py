@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 from torchtitan.distributed import ParallelDims
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from flame.checkpoint.hf_export import export_hf
 from flame.config import JobConfig
 from flame.errors import ConfigError
 from flame.losses import cross_entropy_sum
@@ -151,6 +153,19 @@ def test_saved_model_loads_with_equal_logits(family, tmp_path: Path) -> None:
     ids = tokens(config)
     with torch.no_grad():
         assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_exported_checkpoint_loads_with_equal_logits(family, process_group, tmp_path: Path) -> None:
+    _, config = family
+    model = plain(family).eval()
+    config.save_pretrained(tmp_path / "model")
+    dcp.save(dict(model.state_dict()), checkpoint_id=tmp_path / "step-1")
+    export_hf(tmp_path / "step-1", tmp_path / "model", tmp_path / "hf", progress=False)
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    ids = tokens(config)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 def test_unknown_family_names_the_closest() -> None:

@@ -20,7 +20,7 @@ def test_a_config_is_found_as_file_folder_and_shipped_name(tmp_path: Path) -> No
         config, plugin = load_config(name)
         assert isinstance(config, LlamaConfig) and plugin.origin == "transformers"
         assert (config.hidden_size, config.vocab_size) == (64, 320)
-    assert load_config("llama_10M")[0].hidden_size == 256
+    assert load_config("llama_10M")[0].hidden_size == 384
 
 
 def test_a_family_outside_is_found_by_its_path(tmp_path: Path) -> None:
@@ -85,3 +85,14 @@ def test_scaled_down_heads_still_divide(heads: int, groups: int) -> None:
 def test_scaled_down_heads_of_another_spelling_still_divide() -> None:
     small = shrink(GPT2Config(n_embd=60, n_head=6))
     assert small.n_embd % small.n_head == 0
+
+
+def test_a_misspelt_key_of_a_model_config_names_the_right_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hiden_size": 64}))
+    with pytest.raises(ConfigError, match="unknown key 'hiden_size'. Did you mean 'hidden_size'?"):
+        load_config(str(tmp_path))
+
+
+def test_a_key_of_another_tool_is_let_through(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantized_by": "someone"}))
+    assert load_config(str(tmp_path))[0].model_type == "llama"
