@@ -132,7 +132,7 @@ def _build(package: str) -> str:
 
         return f" ({f'CUDA {torch.version.cuda}' if torch.version.cuda else 'CPU build'})"
     if package == "triton":
-        return "" if _gpu_count() else " (no GPU: flame/ops stands in for its kernels)"
+        return "" if _gpu_count() else " (no GPU: families of fla cannot be trained here)"
     return ""
 
 

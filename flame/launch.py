@@ -33,10 +33,10 @@ def main(argv: list[str]) -> int:
     if nodes > 1 and os.environ.get("MASTER_PORT", "0") == "0":
         raise ConfigError(f"NNODE is {nodes}, but MASTER_PORT is not set; give every node the same free port")
     job = train.prepare(argv, world_size=nodes * processes)
+    check_sources(job)
     if nodes * processes == 1:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
         return train.run_job(job)
-    check_sources(job)
     return _run_agent(argv, nodes, processes, os.path.join(job.config.job.dump_folder, "logs"))
 
 
@@ -44,23 +44,19 @@ def _run_agent(argv: list[str], nodes: int, processes: int, log_dir: str) -> int
     """Runs ``python -m flame.train`` on every device of this node under torchrun's agent."""
     address, port = os.environ.get("MASTER_ADDR", "localhost"), os.environ.get("MASTER_PORT", "0")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    options = [
-        *("--nnodes", str(nodes), "--nproc-per-node", str(processes)),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{port}"),
-        *(
-            "--local-ranks-filter",
-            os.environ.get("LOG_RANK", "0"),
-            "--role",
-            "rank",
-            "--tee",
-            "3",
-            "--log-dir",
-            log_dir,
-        ),
-        *("-m", "flame.train", *argv),
-    ]
+    options = {
+        "nnodes": nodes,
+        "nproc-per-node": processes,
+        "rdzv-backend": "c10d",
+        "rdzv-endpoint": f"{address}:{port}",
+        "local-ranks-filter": os.environ.get("LOG_RANK", "0"),
+        "role": "rank",
+        "tee": 3,
+        "log-dir": log_dir,
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     try:
-        run_elastic(get_args_parser().parse_args(options))
+        run_elastic(get_args_parser().parse_args([*words, "-m", "flame.train", *argv]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         print(f"flame: error: rank {rank} ended with exit code {failure.exitcode}; see {log_dir}", file=sys.stderr)

@@ -169,4 +169,3 @@ def tiny_config(plugin: ModelPlugin) -> PreTrainedConfig:
     if plugin.tiny is not None:
         return plugin.tiny()
     return shrink(AutoConfig.for_model(plugin.model_type))
-
