@@ -1,6 +1,9 @@
 """The loaders of a job: what its config says of training and validation data, for one data-parallel rank."""
 
-from flame.config import JobConfig
+from collections.abc import Sequence
+from typing import Any
+
+from flame.config import JobConfig, Source
 from flame.data.encoder import Encoder
 from flame.data.loader import Loader, build_loader
 
@@ -17,14 +20,10 @@ def train_loader(config: JobConfig, encoder: Encoder, dp_rank: int = 0, dp_world
     Raises:
         DataError: a source cannot be read.
     """
-    return build_loader(
-        sources=config.data.sources,
-        data=config.data,
+    return _loader(
+        config,
+        config.data.sources,
         encoder=encoder,
-        seq_len=config.training.seq_len,
-        context_len=config.training.context_len,
-        varlen=config.training.varlen,
-        global_batch_size=config.training.global_batch_size,
         local_batch_size=config.training.local_batch_size,
         dp_rank=dp_rank,
         dp_world_size=dp_world_size,
@@ -35,18 +34,28 @@ def train_loader(config: JobConfig, encoder: Encoder, dp_rank: int = 0, dp_world
 
 def validation_loader(config: JobConfig, encoder: Encoder, dp_rank: int = 0, dp_world_size: int = 1) -> Loader:
     """One pass over ``validation.sources``, always in the same order. Arguments and errors as in ``train_loader``."""
-    return build_loader(
-        sources=config.validation.sources,
-        data=config.data,
+    return _loader(
+        config,
+        config.validation.sources,
         encoder=encoder,
-        seq_len=config.training.seq_len,
-        context_len=config.training.context_len,
-        varlen=config.training.varlen,
-        global_batch_size=config.training.global_batch_size,
         local_batch_size=config.validation.local_batch_size,
         dp_rank=dp_rank,
         dp_world_size=dp_world_size,
         seed=0,
         dataloader=config.validation.dataloader,
         repeat=False,
+    )
+
+
+def _loader(config: JobConfig, sources: Sequence[Source], **options: Any) -> Loader:
+    """What training and validation share: how rows are made."""
+    training = config.training
+    return build_loader(
+        sources=sources,
+        data=config.data,
+        seq_len=training.seq_len,
+        context_len=training.context_len,
+        varlen=training.varlen,
+        global_batch_size=training.global_batch_size,
+        **options,
     )

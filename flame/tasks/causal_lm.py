@@ -27,6 +27,8 @@ from flame.tokenizer import token_bytes
 
 @dataclass
 class CausalLMOptions(TaskOptions):
+    """The ``[task]`` table of ``causal_lm``."""
+
     name: str = "causal_lm"
     """The task to train."""
 

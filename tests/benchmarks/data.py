@@ -12,13 +12,13 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 from tokenizers import Encoding
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from flame.config import Data, Source, Training
 from flame.data import TextEncoder
 from flame.data.loader import Loader, build_loader
 from flame.tokenizer import load_tokenizer
@@ -29,38 +29,10 @@ BATCH = 4
 WORKERS = (0, 2)
 
 
-@dataclass
-class Source:
-    path: str = "builtin:python-stdlib"
-    name: str = ""
-    split: str = "train"
-    data_dir: str = ""
-    data_files: list[str] = field(default_factory=list)
-    weight: float = 1.0
-    text_column: str = ""
-    format: str = ""
-    streaming: bool = False
-
-
-@dataclass
-class Data:
-    shuffle: bool = True
-    lanes_per_row: int = 4
-    on_bad_row: str = "error"
-    max_document_bytes: int = 8_388_608
-
-
-@dataclass
-class Dataloader:
-    num_workers: int
-    prefetch_factor: int | None = 2
-    pin_memory: bool = False
-
-
 def make_loader(encoder: TextEncoder, workers: int, varlen: bool = False) -> Loader:
     return build_loader(
-        sources=[Source()],
-        data=Data(),
+        sources=[Source(path="builtin:python-stdlib")],
+        data=Data(on_bad_row="error"),
         encoder=encoder,
         seq_len=SEQ_LEN,
         context_len=0,
@@ -70,7 +42,7 @@ def make_loader(encoder: TextEncoder, workers: int, varlen: bool = False) -> Loa
         dp_rank=0,
         dp_world_size=1,
         seed=42,
-        dataloader=Dataloader(workers),
+        dataloader=type(Training().dataloader)(num_workers=workers),
     )
 
 

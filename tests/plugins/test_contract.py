@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from torchtitan.distributed import ParallelDims
 from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -159,9 +159,10 @@ def test_exported_checkpoint_loads_with_equal_logits(family, process_group, tmp_
     _, config = family
     model = plain(family).eval()
     config.save_pretrained(tmp_path / "model")
-    dcp.save(dict(model.state_dict()), checkpoint_id=tmp_path / "step-1")
+    save(dict(model.state_dict()), checkpoint_id=tmp_path / "step-1")
     export_hf(tmp_path / "step-1", tmp_path / "model", tmp_path / "hf", progress=False)
-    again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    again, info = loaded
     assert not info["missing_keys"] and not info["unexpected_keys"]
     ids = tokens(config)
     with torch.no_grad():
