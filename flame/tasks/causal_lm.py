@@ -5,6 +5,7 @@ name = "causal_lm"
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +24,9 @@ from flame.models.documents import document_inputs, documents_are_isolated
 from flame.models.head import head_is_last, loss_in_head
 from flame.tasks.base import Task, scored
 from flame.tokenizer import token_bytes
+
+
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
 @dataclass
@@ -90,10 +94,11 @@ class CausalLM(Task):
         return {"bytes": self._token_bytes[scored(labels)].sum()}
 
     def report(self, loss: float, valid: float, counts: Mapping[str, float]) -> dict[str, float]:
-        """Bits per byte: the summed loss in bits over the UTF-8 bytes of the scored tokens."""
-        if not counts["bytes"]:
-            return {}
-        return {"bpb": loss * valid / (math.log(2) * counts["bytes"])}
+        """Perplexity, and bits per byte: the summed loss in bits over the UTF-8 bytes of the scored tokens."""
+        figures = {"ppl": math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf}
+        if counts["bytes"]:
+            figures["bpb"] = loss * valid / (math.log(2) * counts["bytes"])
+        return figures
 
 
 TASK = CausalLM
