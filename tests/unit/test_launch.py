@@ -26,7 +26,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
 def test_one_process_runs_here(started: list[tuple]) -> None:
     assert launch.main([]) == 0
-    assert started == [("prepare", 1), ("here",)]
+    assert started == [("prepare", 1), ("sources",), ("here",)]
 
 
 def test_the_default_is_every_accelerator(started: list[tuple], monkeypatch: pytest.MonkeyPatch) -> None:
