@@ -25,7 +25,6 @@ from flame.models.head import head_is_last, loss_in_head
 from flame.tasks.base import Task, scored
 from flame.tokenizer import token_bytes
 
-
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
