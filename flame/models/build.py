@@ -91,6 +91,12 @@ def build_model(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrai
     return model
 
 
+def count_parameters(cls: type[PreTrainedModel], config: PreTrainedConfig) -> int:
+    """How many parameters ``cls`` would have, without making them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(cls, config).parameters())
+
+
 def plain_model(cls: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     """Constructs ``cls`` unsharded on the CPU in float32 from ``seed``, leaving the global generators untouched."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):

@@ -18,10 +18,9 @@ from flame.config import JobConfig, TaskOptions
 from flame.data import TextEncoder
 from flame.errors import ConfigError
 from flame.losses import cross_entropy_sum
-from flame.models.build import plain_model
-from flame.models.config import shrink
 from flame.models.documents import document_inputs, documents_are_isolated
 from flame.models.head import head_is_last, loss_in_head
+from flame.models.trial import trial_model
 from flame.tasks.base import Task, scored
 from flame.tokenizer import token_bytes
 
@@ -65,7 +64,10 @@ class CausalLM(Task):
             # fla's kernels do not run on the CPU; its classes apply the head last and take document borders themselves.
             self.loss_in_head = self.options.linear_cross_entropy != "off"
             return
-        small = plain_model(model_class, shrink(config), seed=0).eval()
+        small = trial_model(model_class, config)
+        if small is None:
+            self._check_nothing(config.model_type)
+            return
         if self.config.training.varlen and not documents_are_isolated(small, documents):
             raise ConfigError(
                 f"training.varlen: '{config.model_type}' lets packed documents see each other; set it to false"
@@ -76,6 +78,14 @@ class CausalLM(Task):
         if self.options.linear_cross_entropy == "on" and not self.loss_in_head:
             raise ConfigError(
                 f"task.linear_cross_entropy: '{config.model_type}' changes its logits after the head; set it to 'auto'"
+            )
+
+    def _check_nothing(self, model_type: str) -> None:
+        """For a family that cannot be tried: all logits are computed, and what needs proof is refused."""
+        if self.config.training.varlen or self.options.linear_cross_entropy == "on":
+            raise ConfigError(
+                f"family '{model_type}' cannot be scaled down to prove training.varlen or task.linear_cross_entropy = "
+                "'on'; set them to false and 'auto'"
             )
 
     def loss(self, outputs: Any, labels: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
