@@ -92,6 +92,11 @@ REFUSED: dict[str, Refusal] = {
         "gradients could be neither clipped nor checked before the step; remove it", harmless=(False,)
     ),
     "checkpoint.enable_ft_dataloader_checkpoints": Refusal("there is no fault tolerance here; remove it"),
+    "checkpoint.create_seed_checkpoint": Refusal(
+        "weights start the same in every layout; remove it", harmless=(False,)
+    ),
+    "comm.mode": Refusal("a dry run trains nothing; remove it", harmless=("default",)),
+    "compile.components": Refusal("compile.enable compiles each layer, and nothing else; remove it"),
     "checkpoint.interval_type": Refusal("checkpoint.interval counts steps; remove it", harmless=("steps",), warn=True),
     "checkpoint.model_weights_only": Refusal("use checkpoint.last_save_model_only", harmless=(False,), warn=True),
     "checkpoint.last_save_in_hf": Refusal("the last step is exported by export.enable", harmless=(False,)),

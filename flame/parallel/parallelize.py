@@ -27,7 +27,7 @@ def parallelize(model: PreTrainedModel, parallel_dims: ParallelDims, job_config:
     """
     if job_config.activation_checkpoint.mode != "none":
         checkpoint_layers(model, job_config)
-    if job_config.compile.enable and "model" in job_config.compile.components:
+    if job_config.compile.enable:
         compile_layers(model, job_config.compile.backend)
     shard(model, data_mesh(parallel_dims), job_config)
     return model
@@ -54,11 +54,10 @@ def checkpoint_layers(model: PreTrainedModel, job_config: JobConfig) -> None:
     """Recomputes activations in the backward pass, by torchtitan's modes; names in checkpoints do not change."""
     holder = nn.Module()
     holder.layers = layer_stack(model)
-    compiled = job_config.compile.enable and "model" in job_config.compile.components
     apply_ac(
         holder,
         job_config.activation_checkpoint,
-        model_compile_enabled=compiled,
+        model_compile_enabled=job_config.compile.enable,
         op_sac_save_list=_saved_ops(),
         base_folder=job_config.job.dump_folder,
     )
