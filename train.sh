@@ -3,11 +3,11 @@
 #
 #   NNODE        nodes                                          (1)
 #   NGPU         processes per node                             (all accelerators; 1 on a CPU)
-#   MASTER_ADDR  address of the first node                      (localhost)
-#   MASTER_PORT  its port; several nodes need a fixed one       (any free)
-#   LOG_RANK     ranks whose output is shown, comma separated   (0)
+#   MASTER_ADDR  address of the first node                      (several nodes need it)
+#   MASTER_PORT  a free port there                              (several nodes need it)
+#   LOG_RANK     processes of this node whose output is shown   (0; comma separated)
 #
-# Arguments are passed on untouched; the exit code is the job's.
+# On several nodes run the same on each (docs/multinode.md). Arguments are passed on untouched; the exit code is the job's.
 set -euo pipefail
 export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"
 exec "${PYTHON:-python}" -m flame.launch "$@"

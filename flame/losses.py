@@ -4,9 +4,11 @@ Every loss returns a SUM; the trainer divides once by the number of labels other
 micro-batches. Gradient accumulation and every parallelism then agree by construction.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 IGNORE_INDEX = -100
@@ -15,6 +17,26 @@ IGNORE_INDEX = -100
 CHUNK_ELEMENTS = 2**25
 # Rows turned into gradients at a time, in float32: few, so that they stay in cache.
 _SOFTMAX_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Where this rank's rows of an output weight lie in the whole vocabulary, the other ranks holding the other rows.
+
+    The rows are dealt out as by ``torch.chunk``: all ranks hold equally many, the last ones fewer or none.
+    """
+
+    start: int
+    """First row this rank holds."""
+    size: int
+    """Rows of all ranks together."""
+    group: dist.ProcessGroup
+    """The ranks that share the vocabulary; all of them compute the loss of the same positions."""
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the rank that holds most."""
+        return -(-self.size // self.group.size())
 
 
 def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -36,6 +58,8 @@ def linear_cross_entropy_sum(
     bias: torch.Tensor | None,
     labels: torch.Tensor,
     chunk_rows: int = 0,
+    *,
+    vocabulary: Vocabulary | None = None,
 ) -> torch.Tensor:
     """``cross_entropy_sum(hidden @ weight.T + bias, labels)`` without ever holding all logits.
 
@@ -48,13 +72,26 @@ def linear_cross_entropy_sum(
         bias: [V] or None.
         labels: [...], -100 where not scored.
         chunk_rows: rows of logits computed at a time; 0 takes as many as ``CHUNK_ELEMENTS`` allows.
+        vocabulary: given where ``weight`` and ``bias`` hold only some rows of the vocabulary. Every rank of its group
+            then calls with the same ``hidden``, ``labels`` and ``chunk_rows`` and has the whole loss and the whole
+            gradient of ``hidden``; the gradients of ``weight`` and ``bias`` are those of its own rows.
 
     Returns:
         A float32 scalar.
+
+    Raises:
+        RuntimeError: with ``vocabulary``, if a label is neither -100 nor in the vocabulary.
     """
-    chunk_rows = chunk_rows or max(1, CHUNK_ELEMENTS // weight.shape[0])
+    # The largest share, not the own one: ranks that disagreed on the number of chunks would wait for each other.
+    widest = len(weight) if vocabulary is None else vocabulary.most_rows
+    chunk_rows = chunk_rows or max(1, CHUNK_ELEMENTS // widest)
+    rows, targets = hidden.flatten(0, -2), labels.flatten()
+    if vocabulary is not None:
+        known = (targets == IGNORE_INDEX) | ((targets >= 0) & (targets < vocabulary.size))
+        # No rank would find such a label among its rows. Does not wait for the device.
+        torch._assert_async(known.all(), "a label is outside the vocabulary")  # type: ignore[attr-defined]
     return _ChunkedLinearCrossEntropy.apply(
-        hidden.flatten(0, -2), weight, bias, labels.flatten(), chunk_rows, torch.is_grad_enabled()
+        rows, weight, bias, targets, chunk_rows, vocabulary, torch.is_grad_enabled()
     )
 
 
@@ -63,10 +100,11 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: torch.Tensor,  # [N, H]
-        weight: torch.Tensor,  # [V, H]
+        weight: torch.Tensor,  # [V, H], V of this rank
         bias: torch.Tensor | None,  # [V]
         labels: torch.Tensor,  # [N]
         chunk_rows: int,
+        vocabulary: Vocabulary | None,
         grad_enabled: bool,  # needs_input_grad does not know of no_grad()
     ) -> torch.Tensor:
         need_hidden, need_weight, need_bias = (needed and grad_enabled for needed in ctx.needs_input_grad[:3])
@@ -83,9 +121,11 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             logits = torch.mm(h, weight.t(), out=logits_of[: len(h)])  # [C, V]
             if bias is not None:
                 logits += bias
-            for rows in range(0, len(h), _SOFTMAX_ROWS):
-                block = slice(rows, rows + _SOFTMAX_ROWS)
-                loss += _softmax_block(logits[block], target[block], need_grad)
+            if vocabulary is None:
+                for block in _blocks(logits):
+                    loss += _softmax_block(logits[block], target[block], need_grad)
+            else:
+                loss += _shared_softmax(logits, target, need_grad, vocabulary)
             grad = logits  # by now
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[start : start + chunk_rows])
@@ -94,6 +134,8 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += grad.sum(0, dtype=torch.float32)
 
+        if grad_hidden is not None and vocabulary is not None:
+            dist.all_reduce(grad_hidden, group=vocabulary.group)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
         return loss
@@ -109,7 +151,15 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
+
+
+def _blocks(logits: torch.Tensor) -> list[slice]:
+    """Rows of ``logits`` [C, V] to work on at a time."""
+    # On an accelerator blocks would save nothing, and starting many small kernels takes longer than running them.
+    size = _SOFTMAX_ROWS if logits.device.type == "cpu" else max(1, len(logits))
+    return [slice(start, start + size) for start in range(0, len(logits), size)]
 
 
 def _softmax_block(logits: torch.Tensor, target: torch.Tensor, need_grad: bool) -> torch.Tensor:
@@ -124,3 +174,40 @@ def _softmax_block(logits: torch.Tensor, target: torch.Tensor, need_grad: bool) 
         logits.copy_(grad)
         logits.masked_fill_(~scored.unsqueeze(1), 0)
     return loss
+
+
+def _shared_softmax(
+    logits: torch.Tensor, target: torch.Tensor, need_grad: bool, vocabulary: Vocabulary
+) -> torch.Tensor:
+    """``_softmax_block`` of a chunk whose columns are spread over ranks; ``logits`` [C, V of this rank]."""
+    scored = target != IGNORE_INDEX
+    column = target - vocabulary.start
+    own = scored & (column >= 0) & (column < logits.shape[1])  # [C]: the target is among this rank's columns
+    index = column.clamp(0, max(logits.shape[1] - 1, 0)).unsqueeze(1)  # [C, 1]
+    blocks = _blocks(logits) if logits.shape[1] else []  # without columns there is nothing to add and nothing to fill
+
+    log_sum = torch.full((len(logits),), -torch.inf, dtype=torch.float32, device=logits.device)
+    chosen = torch.zeros_like(log_sum)  # the target's logit
+    for block in blocks:
+        values = logits[block].float()
+        log_sum[block] = values.logsumexp(1)
+        chosen[block] = values.gather(1, index[block]).squeeze(1).where(own[block], 0)
+    log_sum, chosen = _over_ranks(log_sum, chosen, vocabulary.group)
+
+    if need_grad:
+        for block in blocks:
+            grad = (logits[block].float() - log_sum[block].unsqueeze(1)).exp_()
+            grad.scatter_add_(1, index[block], -own[block].unsqueeze(1).to(grad.dtype))
+            logits[block] = grad.masked_fill_(~scored[block].unsqueeze(1), 0)
+    return (log_sum - chosen).where(scored, 0).sum()
+
+
+def _over_ranks(
+    log_sum: torch.Tensor, chosen: torch.Tensor, group: dist.ProcessGroup
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-sum-exp over all columns, and the target's logit, both [C], of those over each rank's columns."""
+    largest = log_sum.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+    sums = torch.stack([(log_sum - largest).exp_(), chosen])
+    dist.all_reduce(sums, group=group)
+    return largest + sums[0].log(), sums[1]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torchtitan.protocols.train_spec as titan_spec
 from torchtitan.components.lr_scheduler import build_lr_schedulers
 from torchtitan.components.optimizer import build_optimizers
@@ -20,7 +21,11 @@ from flame.errors import ConfigError
 from flame.metrics import Metrics
 from flame.models.build import ModelArgs, build_model, model_class
 from flame.models.config import fit_tokenizer, load_config
-from flame.parallel.parallelize import parallelize
+from flame.models.trial import trial_model
+from flame.parallel.layout import Layout
+from flame.parallel.passes import Passes, build_passes
+from flame.parallel.pipeline import Pipeline
+from flame.parallel.stages import Anatomy, anatomy
 from flame.plugin import ModelPlugin, load_task, modeling_files
 from flame.tasks.base import Task
 from flame.tokenizer import load_tokenizer
@@ -38,6 +43,8 @@ class Job:
     tokenizer: PreTrainedTokenizerFast
     task: Task
     grown_vocabulary: bool
+    passes: Passes | None = None
+    """How batches run through the model; known once the model is laid out."""
 
 
 def load_job(config: JobConfig) -> Job:
@@ -127,8 +134,8 @@ def make_train_spec(job: Job) -> titan_spec.TrainSpec:
     return titan_spec.TrainSpec(
         model_cls=lambda model_args: build_model(job.model_class, job.model_config),  # type: ignore[arg-type]
         model_args={job.config.model.flavor: args},
-        parallelize_fn=parallelize,
-        pipelining_fn=None,
+        parallelize_fn=lambda model, layout, config: lay_out(job, model, layout).parts[0],  # type: ignore[arg-type]
+        pipelining_fn=lambda model, layout, *_: _stages(lay_out(job, model, layout)),  # type: ignore[arg-type]
         build_optimizers_fn=build_optimizers,
         build_lr_schedulers_fn=build_lr_schedulers,
         build_dataloader_fn=lambda dp_rank, dp_world_size, **_: train_loader(
@@ -141,9 +148,39 @@ def make_train_spec(job: Job) -> titan_spec.TrainSpec:
     )
 
 
+def lay_out(job: Job, model: PreTrainedModel, layout: Layout) -> Passes:
+    """Lays the job's model out over its devices."""
+    device = torch.device(compat.DEVICE_TYPE, compat.DEVICE_MODULE.current_device())
+    job.passes = build_passes(model, layout, job.config, device, job.task, anatomy_of(job))
+    return job.passes
+
+
+def anatomy_of(job: Job) -> Anatomy | None:
+    """What runs where in the job's model, if it is cut into stages.
+
+    Raises:
+        ConfigError: flame cannot find out.
+    """
+    if job.config.parallelism.pipeline_parallel_degree == 1:
+        return None
+    small = trial_model(job.model_class, job.model_config)
+    if small is None:
+        raise ConfigError(
+            f"family '{job.plugin.model_type}' cannot be scaled down to find out how to cut it into pipeline stages; "
+            "set parallelism.pipeline_parallel_degree to 1"
+        )
+    return anatomy(small)
+
+
+def _stages(passes: Passes) -> tuple[Pipeline, list[PreTrainedModel], bool, bool]:
+    assert passes.pipeline is not None
+    return passes.pipeline, passes.parts, passes.pipeline.has_first, passes.pipeline.has_last
+
+
 def make_validator(
     job: Job, *, dp_rank: int, dp_world_size: int, parallel_dims: ParallelDims, metrics_processor: Metrics, **_: Any
 ) -> Validator:
     """The validator over ``validation.sources``."""
     loader = validation_loader(job.config, job.task.encoder(), dp_rank, dp_world_size)
-    return Validator(job.config, loader, job.task, parallel_dims, metrics_processor)
+    assert job.passes is not None
+    return Validator(job.config, loader, job.task, parallel_dims, metrics_processor, job.passes)

@@ -30,6 +30,8 @@ _NOISE = (
     "Trainer is initialized",
     "\x1b[34mModel flame",
     "Model flame",
+    "\x1b[31mPipeline Parallel loss is not visible",
+    "Pipeline Parallel loss is not visible",
 )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torchtitan.distributed import utils as dist_utils
 from torchtitan.train import Trainer as TitanTrainer
 
 from flame import compat
@@ -21,6 +20,9 @@ from flame.checkpoint.manager import CheckpointManager
 from flame.config import JobConfig
 from flame.losses import IGNORE_INDEX
 from flame.metrics import Metrics
+from flame.parallel.gradients import clip_gradients
+from flame.parallel.layout import Layout, layout_of
+from flame.parallel.passes import Passes
 from flame.parallel.reduce import sum_over_data
 from flame.spec import Job, register, write_assets
 
@@ -54,6 +56,16 @@ class Trainer(TitanTrainer):
         if dist.get_rank() == 0 and job.config.checkpoint.enable:
             self.checkpointer.on_complete.append(self.exports.step_completed)
 
+    def init_distributed(self) -> Layout:
+        """torchtitan's, with flame's grid of devices."""
+        return layout_of(self.job_config, super().init_distributed().world_size)
+
+    @property
+    def passes(self) -> Passes:
+        """How batches run through the model."""
+        assert self.job.passes is not None
+        return self.job.passes
+
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
         """torchtitan's, called once the checkpoint is loaded: whatever a lost run logged after it is dropped first."""
         self.metrics_processor.resume(self.step)
@@ -70,7 +82,7 @@ class Trainer(TitanTrainer):
         self.ntokens_seen = tokens_before + int(counts.pop("tokens"))
 
         local_loss = self._accumulate(batches, valid)
-        loss = sum_over_data({"loss": local_loss}, self.parallel_dims)["loss"]
+        loss = sum_over_data({"loss": local_loss}, self.parallel_dims, shares=True)["loss"]
         grad_norm = self._clip()
         if self.guard.accepts(self.step, loss, grad_norm):
             self.checkpointer.maybe_wait_for_staging()
@@ -113,30 +125,22 @@ class Trainer(TitanTrainer):
         for inputs, labels in batches:
             inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
             labels = labels.to(self.device, non_blocking=True)
-            total += self.forward_backward_step(input_dict=inputs, labels=labels, global_valid_tokens=valid).detach()
+            total += self.forward_backward_step(input_dict=inputs, labels=labels, global_valid_tokens=valid)
+        self.passes.finish_gradients()
         return total
 
     def forward_backward_step(
         self, *, input_dict: dict[str, torch.Tensor], labels: torch.Tensor, global_valid_tokens: Any
     ) -> torch.Tensor:
         """One micro-batch: the task's summed loss over the global number of scored labels, and its gradients."""
-        (model,) = self.model_parts
-        with self.train_context():
-            loss = self.job.task.loss_sum(model, input_dict, labels) / max(float(global_valid_tokens), 1.0)
-            loss.backward()
-        return loss
+        return self.passes.train(input_dict, labels, max(float(global_valid_tokens), 1.0))
 
     def _clip(self) -> float:
         """Clips gradients to ``training.max_norm``; returns their norm over all ranks, before clipping."""
         parameters = [parameter for part in self.model_parts for parameter in part.parameters()]
-        norm = dist_utils.clip_grad_norm_(
-            parameters,
-            self.job_config.training.max_norm,
-            foreach=True,
-            pp_mesh=self.parallel_dims.get_optional_mesh("pp"),
-            ep_enabled=self.parallel_dims.ep_enabled,
+        return clip_gradients(
+            parameters, self.job_config.training.max_norm, self.parallel_dims, twins=self.passes.twins
         )
-        return norm.item()
 
     def _data_rank(self) -> int:
         return self.parallel_dims.get_mesh("batch").get_local_rank() if self.parallel_dims.dp_enabled else 0
@@ -161,7 +165,7 @@ class Trainer(TitanTrainer):
 
     def _summary(self) -> str:
         training, devices = self.job_config.training, dist.get_world_size()
-        parameters = sum(parameter.numel() for part in self.model_parts for parameter in part.parameters())
+        parameters = self.model_args.parameters  # type: ignore[attr-defined]
         megaflops = self.metrics_processor.num_flops_per_token / 1e6
         rows, length, passes = training.global_batch_size, training.seq_len, self.gradient_accumulation_steps
         return (

@@ -13,6 +13,7 @@ from flame import compat
 from flame.config import JobConfig
 from flame.losses import IGNORE_INDEX
 from flame.metrics import Metrics
+from flame.parallel.passes import Passes
 from flame.parallel.reduce import sum_over_data
 from flame.tasks.base import Task
 
@@ -23,13 +24,20 @@ class Validator(BaseValidator):
     """Runs ``validation.steps`` global batches (all of the source if -1) through the model without gradients."""
 
     def __init__(
-        self, job_config: JobConfig, loader: Any, task: Task, parallel_dims: ParallelDims, metrics: Metrics
+        self,
+        job_config: JobConfig,
+        loader: Any,
+        task: Task,
+        parallel_dims: ParallelDims,
+        metrics: Metrics,
+        passes: Passes,
     ) -> None:
         super().__init__(job_config)
         self.loader = loader
         self.task = task
         self.parallel_dims = parallel_dims
         self.metrics = metrics
+        self.passes = passes
         self._batches: list[Batch] | None = None
 
     def should_validate(self, step: int) -> bool:
@@ -39,17 +47,20 @@ class Validator(BaseValidator):
     @torch.no_grad()
     def validate(self, model_parts: list[nn.Module], step: int) -> dict[str, float]:
         """Reports the mean loss over all scored labels and what the task makes of it; returns these figures."""
-        (model,) = model_parts
-        model.eval()
+        for part in model_parts:
+            part.eval()
         totals: dict[str, torch.Tensor] = {}
+        total_loss = torch.zeros((), dtype=torch.float64, device=compat.DEVICE_TYPE)
         for inputs, labels in self._equal_batches():
             inputs = {name: tensor.to(compat.DEVICE_TYPE) for name, tensor in inputs.items()}
             labels = labels.to(compat.DEVICE_TYPE)
-            sums = {"loss": self.task.loss_sum(model, inputs, labels), "valid": (labels != IGNORE_INDEX).sum()}
-            for name, value in {**sums, **self.task.counts(labels)}.items():
+            total_loss += self.passes.evaluate(inputs, labels).double()
+            for name, value in {"valid": (labels != IGNORE_INDEX).sum(), **self.task.counts(labels)}.items():
                 totals[name] = totals.get(name, 0) + value.double()
-        model.train()
+        for part in model_parts:
+            part.train()
         summed = sum_over_data(totals, self.parallel_dims)
+        summed |= sum_over_data({"loss": total_loss}, self.parallel_dims, shares=True)
         loss, valid = summed.pop("loss"), summed.pop("valid")
         figures = {"loss": loss / max(valid, 1.0)}
         figures.update(self.task.report(figures["loss"], valid, summed))

@@ -16,9 +16,6 @@ OPTIMIZERS = ("AdamW", "Adam")
 """Names ``optimizer.name`` may have."""
 
 _SINGLE = (
-    "tensor_parallel_degree",
-    "pipeline_parallel_degree",
-    "context_parallel_degree",
     "expert_parallel_degree",
     "expert_tensor_parallel_degree",
 )

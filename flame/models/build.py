@@ -10,13 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torchtitan.protocols.model import BaseModelArgs
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flame.config import JobConfig
 from flame.errors import ConfigError
 from flame.models.flops import train_flops_per_token
+from flame.models.handout import hand_out
 from flame.plugin import ModelPlugin
 
 _FROM_HF = object()
@@ -42,9 +42,7 @@ class TitanMixin:
             return
         assert isinstance(self, PreTrainedModel)
         reference = plain_model(self.plain_class, self.config, self.init_seed) if dist.get_rank() == 0 else None
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-        set_model_state_dict(self, reference.state_dict() if reference is not None else {}, options=options)
-        _copy_buffers(self, reference, buffer_device)
+        hand_out(self, reference, buffer_device)
 
 
 @dataclass
@@ -53,14 +51,16 @@ class ModelArgs(BaseModelArgs):
 
     model_type: str = ""
     forward_flops: int = 0
+    parameters: int = 0
+    """Of the whole model; known once it is built."""
 
     def update_from_config(self, job_config: JobConfig, **kwargs: Any) -> None:
         """The model config is complete before torchtitan sees it."""
 
     def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
         """Returns (parameters, training FLOPs per token); tied weights count once."""
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        return parameters, train_flops_per_token(model, self.forward_flops, seq_len)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        return self.parameters, train_flops_per_token(model, self.forward_flops, seq_len)
 
 
 def model_class(plugin: ModelPlugin, config: PreTrainedConfig, head: str) -> type[PreTrainedModel]:
@@ -102,22 +102,3 @@ def plain_model(cls: type[PreTrainedModel], config: PreTrainedConfig, seed: int)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
         return build_model(cls, config)
-
-
-def _copy_buffers(model: nn.Module, reference: nn.Module | None, device: torch.device | None) -> None:
-    """Gives every rank rank 0's buffers; unlike parameters they may be absent from the state dict."""
-    values = dict(reference.named_buffers()) if reference is not None else {}
-    for name, buffer in model.named_buffers():
-        value = values.get(_hf_name(name))
-        if value is not None:
-            buffer.copy_(value)
-        if dist.get_world_size() > 1:
-            dist.broadcast(buffer, src=0)
-        if device is not None:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, buffer.to(device))
-
-
-def _hf_name(name: str) -> str:
-    """The HuggingFace name of a parameter or buffer below activation checkpointing's wrapper."""
-    return name.replace("_checkpoint_wrapped_module.", "")

@@ -14,57 +14,8 @@ from transformers.utils import logging as hf_logging
 from flame.config import locate
 from flame.config.files import looks_like_path
 from flame.errors import ConfigError
+from flame.models.shrink import TOKEN_IDS, small_values
 from flame.plugin import ModelPlugin, load_plugin
-
-# What a size becomes in a scaled-down config. A name a config does not have is left out; flags are never touched, so
-# the small model takes the same code path as the large one.
-_SMALL = {
-    "vocab_size": 256,
-    "hidden_size": 64,
-    "n_embd": 64,
-    "d_model": 64,
-    "dim": 64,
-    "intermediate_size": 128,
-    "ffn_hidden_size": 128,
-    "ffn_dim": 128,
-    "n_inner": 128,
-    "num_hidden_layers": 2,
-    "n_layer": 2,
-    "num_layers": 2,
-    "n_layers": 2,
-    "num_attention_heads": 4,
-    "n_head": 4,
-    "n_heads": 4,
-    "num_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 256,
-    "n_positions": 256,
-    "q_lora_rank": 32,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 16,
-    "v_head_dim": 16,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "first_k_dense_replace": 1,
-    "sliding_window": 32,
-}
-# A count and the size it must divide, in this order.
-_DIVIDES = (
-    ("num_attention_heads", "hidden_size"),
-    ("n_head", "n_embd"),
-    ("num_heads", "d_model"),
-    ("n_heads", "dim"),
-    ("num_key_value_heads", "num_attention_heads"),
-)
-_TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def load_config(name: str, plugin_path: str = "") -> tuple[PreTrainedConfig, ModelPlugin]:
@@ -135,7 +86,7 @@ def fit_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) 
     Returns:
         True if the vocabulary had to grow.
     """
-    for name in _TOKEN_IDS:
+    for name in TOKEN_IDS:
         setattr(config, name, getattr(tokenizer, name))
     grows = len(tokenizer) > config.vocab_size
     if grows:
@@ -143,25 +94,19 @@ def fit_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) 
     return grows
 
 
-def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A copy of the config with every known size scaled down and every flag kept."""
-    values = copy.deepcopy(config).to_dict()
-    for name in ("auto_map", "transformers_version", "model_type", "dtype", "layer_types", *_TOKEN_IDS):
+def shrink(config: PreTrainedConfig, layers: int = 0, divisor: int = 1) -> PreTrainedConfig:
+    """A copy of the config with every known size scaled down, every flag and every kind of layer kept.
+
+    Args:
+        config: a large config, or one that is small already.
+        layers: at least this many hidden layers, in the family's own pattern; 0: as few as have all kinds.
+        divisor: widths, vocabulary and experts are multiples of this. So are heads and their groups, where those of
+            ``config`` are; where not, those of the copy have the same common divisors with it.
+    """
+    values = small_values(copy.deepcopy(config), layers, divisor)
+    for name in ("auto_map", "transformers_version", "model_type", "dtype", *TOKEN_IDS):
         values.pop(name, None)
-    for name, small in _SMALL.items():
-        if isinstance(values.get(name), int) and not isinstance(values[name], bool):
-            values[name] = min(values[name], small)
-    for count, whole in _DIVIDES:
-        if isinstance(values.get(whole), int) and isinstance(values.get(count), int) and values[count] > 0:
-            while values[whole] % values[count]:
-                values[count] -= 1
-    if "qk_rope_head_dim" in values:  # latent attention: the rotary part is its "head"
-        values.pop("qk_head_dim", None)
-        values["head_dim"] = values["qk_rope_head_dim"]
-    heads, groups = values.get("num_attention_heads"), values.get("num_key_value_heads")
-    if heads and groups and config.num_key_value_heads == config.num_attention_heads:
-        values["num_key_value_heads"] = heads
-    return type(config)(**{**values, **_TOKEN_IDS})
+    return type(config)(**{**values, **TOKEN_IDS})
 
 
 def tiny_config(plugin: ModelPlugin) -> PreTrainedConfig:

@@ -6,14 +6,19 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 
-from flame.losses import linear_cross_entropy_sum
+from flame.losses import Vocabulary, linear_cross_entropy_sum
 
 
-def output_head(model: nn.Module) -> nn.Linear | None:
-    """The model's output projection if it is a plain linear layer."""
-    assert isinstance(model, PreTrainedModel)
+def output_head(model: Any) -> nn.Linear | None:
+    """The model's output projection if it is a plain linear layer.
+
+    Args:
+        model: anything with ``get_output_embeddings``: a HuggingFace model, or what stands for a part of one.
+    """
     head = model.get_output_embeddings()
     return head if isinstance(head, nn.Linear) else None
 
@@ -42,10 +47,19 @@ def head_is_last(model: PreTrainedModel) -> bool:
     return logits is probe and seen == [torch.Size((1, 8, head.in_features))]
 
 
-def loss_in_head(model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-    """Runs the model with its head replaced by head and cross entropy in one; returns the SUM, a float32 scalar.
+def loss_in_head(model: Any, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    """Runs the model with its head replaced by head and cross entropy in one.
 
-    The head's module call stays, and with it FSDP's gathering of the head's weight.
+    The head's module call stays, and with it FSDP's gathering of the head's weight. A weight sharded by tensor
+    parallelism stays sharded: every rank of its mesh computes the loss of the same positions from its part.
+
+    Args:
+        model: has a plain linear head, by ``get_output_embeddings``, whose output is its ``logits``.
+        inputs: the model's keyword arguments.
+        labels: [...], one per position that reaches the head, already shifted; -100 where not scored.
+
+    Returns:
+        The SUM, a float32 scalar; equal on every rank of the head's mesh.
     """
     head = output_head(model)
     assert head is not None
@@ -60,6 +74,15 @@ def loss_in_head(model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor)
 def _linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
 ) -> torch.Tensor:
+    if isinstance(weight, DTensor):
+        if _has_own_rows(weight) and (bias is None or _has_own_rows(bias)):
+            own_bias = bias.to_local() if isinstance(bias, DTensor) else None
+            vocabulary = _vocabulary_of(weight)
+            return linear_cross_entropy_sum(hidden, weight.to_local(), own_bias, labels, vocabulary=vocabulary)
+        # Replicated, which costs nothing here, or sharded in a way that few families have: over its inputs, or with a
+        # bias that is not.
+        weight = weight.full_tensor()
+        bias = bias.full_tensor() if isinstance(bias, DTensor) else bias
     if hidden.device.type == "cpu":
         return linear_cross_entropy_sum(hidden, weight, bias, labels)
     # Late: fla takes a second to import and its kernels exist on accelerators only.
@@ -69,10 +92,28 @@ def _linear_cross_entropy(
     return fused_linear_cross_entropy_loss(rows, labels.flatten(), weight, bias, reduction="sum")  # type: ignore[arg-type]
 
 
+def _has_own_rows(parameter: torch.Tensor) -> bool:
+    """True if every rank of a mesh holds some rows of ``parameter``."""
+    return isinstance(parameter, DTensor) and any(placement.is_shard(0) for placement in parameter.placements)
+
+
+def _vocabulary_of(weight: DTensor) -> Vocabulary:
+    """The rows of the vocabulary that this rank holds of ``weight`` [V, H]."""
+    mesh, placements = weight.device_mesh, weight.placements
+    assert mesh.ndim == 1, f"the output head is sharded over more than one dimension: {placements}"
+    _, offset = compute_local_shape_and_global_offset(weight.shape, mesh, placements)
+    return Vocabulary(start=offset[0], size=weight.shape[0], group=mesh.get_group())
+
+
 @contextmanager
 def _replaced_forward(module: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    # Tensor parallelism wraps forward in an attribute of the instance.
+    own = vars(module).get("forward")
     module.forward = forward  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del module.forward
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

@@ -3,7 +3,6 @@
 import logging
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flame.models.build import count_parameters, plain_model
@@ -14,22 +13,31 @@ log = logging.getLogger(__name__)
 _LARGEST = 50_000_000  # parameters
 
 
-def trial_model(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel | None:
+def trial_model(
+    cls: type[PreTrainedModel], config: PreTrainedConfig, layers: int = 0, divisor: int = 1
+) -> PreTrainedModel | None:
     """A small instance of ``cls`` with the flags of ``config``, unsharded, in eval mode on the CPU.
+
+    Args:
+        cls: the class that will be trained.
+        config: its large config.
+        layers: as in ``shrink``.
+        divisor: as in ``shrink``.
 
     Returns:
         None where flame does not know the family's names for sizes, so that scaling them down gives a large model, or
-        one that does not fit together. The log says so; nothing may be taken as proven then.
+        one that does not fit together or does not run here. The log says so; nothing may be taken as proven then.
     """
     try:
-        small = shrink(config)
+        small = shrink(config, layers, divisor)
         parameters = count_parameters(cls, small)
         if parameters > _LARGEST:
             raise ValueError(f"{parameters:,} parameters are left")
         model = plain_model(cls, small, seed=0).eval()
         with torch.no_grad():
             model(input_ids=torch.zeros(1, 8, dtype=torch.long))
-    except (ValueError, TypeError, RuntimeError, StrictDataclassError) as error:
-        log.info("family '%s' cannot be scaled down for a trial: %s", config.model_type, " ".join(str(error).split()))
+    except Exception as error:  # whatever a family's own code raises for a config it was not written for
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        log.info("family '%s' cannot be scaled down for a trial: %s", config.model_type, reason)
         return None
     return model

@@ -1,4 +1,4 @@
-"""Sums of figures over the ranks that hold different data."""
+"""Sums of figures over the ranks of a job."""
 
 import torch
 import torch.distributed as dist
@@ -8,20 +8,24 @@ from flame import compat
 
 
 def sum_over_data(
-    figures: dict[str, torch.Tensor], parallel_dims: ParallelDims, operation: str = "sum"
+    figures: dict[str, torch.Tensor], parallel_dims: ParallelDims, operation: str = "sum", shares: bool = False
 ) -> dict[str, float]:
-    """Reduces scalars over data-parallel ranks in one collective.
+    """Reduces scalars in one collective per mesh.
 
     Args:
         figures: scalars by name; the same names on every rank.
         parallel_dims: the job's layout.
         operation: "sum" or "max".
+        shares: False for what ranks know of the batch they read, which is the same on all ranks that read the same
+            batch. True for what each rank computed of it: a part of the sequence, or zero on all but the last stage.
 
     Returns:
         The reduced figures as Python numbers, equal on every rank.
     """
     packed = torch.stack([value.detach().double().to(compat.DEVICE_TYPE) for value in figures.values()])
-    if parallel_dims.dp_cp_enabled:
-        reduction = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[operation]
-        dist.all_reduce(packed, op=reduction, group=parallel_dims.get_mesh("loss").get_group())
+    reduction = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[operation]
+    for name in ("loss", "pp") if shares else ("batch",):
+        mesh = parallel_dims.get_optional_mesh(name)
+        if mesh is not None:
+            dist.all_reduce(packed, op=reduction, group=mesh.get_group())
     return dict(zip(figures, packed.tolist(), strict=True))

@@ -48,9 +48,28 @@ class Task:
         """The summed loss of a forward pass, a float32 scalar."""
         raise NotImplementedError
 
-    def loss_sum(self, model: nn.Module, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        """Runs the model and returns the summed loss; a task may fuse the two."""
-        return self.loss(model(**inputs), labels, inputs)
+    def model_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The keyword arguments of the forward pass, from what the loader gives; every pipeline stage asks."""
+        return inputs
+
+    def loss_sum(self, model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        """Runs the model and returns the summed loss; a task may fuse the two.
+
+        Args:
+            model: the model, or what stands for it on the last pipeline stage: callable by keyword, with ``config`` and
+                ``get_output_embeddings``.
+            inputs: of the loader, not yet through ``model_inputs``.
+            labels: -100 where not scored.
+        """
+        return self.loss(model(**self.model_inputs(inputs)), labels, inputs)
+
+    def sample(
+        self, config: PreTrainedConfig, rows: int, length: int, generator: torch.Generator
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """A random batch as the loader would give it, to try a small model with; some labels are not scored."""
+        ids = torch.randint(3, config.get_text_config().vocab_size, (rows, length + 1), generator=generator)
+        labels = ids[:, 1:].masked_fill(torch.rand(rows, length, generator=generator) < 0.2, IGNORE_INDEX)
+        return {"input_ids": ids[:, :-1].contiguous()}, labels
 
     def counts(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """What is added up over micro-batches and ranks besides loss and labels, by name; each a scalar."""

@@ -72,7 +72,10 @@ class CausalLM(Task):
             raise ConfigError(
                 f"training.varlen: '{config.model_type}' lets packed documents see each other; set it to false"
             )
-        if self.options.linear_cross_entropy == "off":
+        layout = self.config.parallelism
+        if self.options.linear_cross_entropy == "off" or (
+            layout.disable_loss_parallel and layout.tensor_parallel_degree > 1
+        ):
             return
         self.loss_in_head = head_is_last(small)
         if self.options.linear_cross_entropy == "on" and not self.loss_in_head:
@@ -91,11 +94,13 @@ class CausalLM(Task):
     def loss(self, outputs: Any, labels: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return cross_entropy_sum(outputs.logits, labels.view(outputs.logits.shape[:-1]))
 
-    def loss_sum(self, model: nn.Module, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        inputs = document_inputs(inputs, self.documents)
+    def model_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return document_inputs(inputs, self.documents)
+
+    def loss_sum(self, model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         if self.loss_in_head:
-            return loss_in_head(model, inputs, labels)
-        return self.loss(model(**inputs), labels, inputs)
+            return loss_in_head(model, self.model_inputs(inputs), labels)
+        return super().loss_sum(model, inputs, labels)
 
     def counts(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         if self._token_bytes.device != labels.device:

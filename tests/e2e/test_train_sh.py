@@ -61,6 +61,54 @@ def test_the_exit_code_of_a_job_that_fails_on_every_rank_is_passed_on(materials:
     assert "flame: error: rank" in output
 
 
+BREAKING = """
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from flame.errors import DataError
+from flame.tasks.causal_lm import CausalLM, CausalLMOptions
+
+
+@dataclass
+class BreakingOptions(CausalLMOptions):
+    name: str = "breaking"
+    error: str = ""
+
+
+class Breaking(CausalLM):
+    Options = BreakingOptions
+
+    def loss_sum(self, model, inputs, labels):
+        if model.training and dist.is_initialized() and dist.get_rank() == 1:
+            raise {"DataError": DataError, "RuntimeError": RuntimeError}[self.options.error]("the cat sat on row 7")
+        return super().loss_sum(model, inputs, labels)
+
+
+TASK = Breaking
+"""
+
+
+@pytest.mark.parametrize("error, code, words", [("DataError", 2, ""), ("RuntimeError", 1, "RuntimeError: ")])
+def test_why_a_rank_that_is_not_shown_failed_is_said(
+    materials: Materials, tmp_path: Path, error: str, code: int, words: str
+) -> None:
+    package = tmp_path / "families" / "breaking"
+    package.mkdir(parents=True)
+    for name, text in (("__init__", ""), ("configuration_breaking", ""), ("task_breaking", BREAKING)):
+        (package / f"{name}.py").write_text(text)
+    changes = {"model.plugin_path": str(package.parent), "task.name": "breaking", "task.error": error}
+    job = write_job(materials, tmp_path / "run", changes)
+    process = train_sh("--job.config_file", str(job), folder=tmp_path, processes=2)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, output
+    last = output.splitlines()[-1]
+    assert last.startswith(f"flame: error: rank 1 ended with exit code {code}: {words}the cat sat on row 7; see "), (
+        output
+    )
+    assert Path(last.rpartition("; see ")[2]).is_dir()
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_ends_every_process(materials: Materials, tmp_path: Path, processes: int) -> None:
     changes = {"training.steps": 100_000, "training.dataloader.num_workers": 1, "checkpoint.interval": 100_000}
@@ -74,7 +122,7 @@ def test_sigterm_ends_every_process(materials: Materials, tmp_path: Path, proces
     assert len(below) >= processes
     os.kill(process.pid, signal.SIGTERM)
     try:
-        assert process.wait(timeout=60) != 0
+        assert process.wait(timeout=60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
         deadline = time.monotonic() + 15
         while any(map(alive, below)) and time.monotonic() < deadline:
             time.sleep(0.1)

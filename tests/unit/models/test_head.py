@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -47,6 +49,32 @@ def test_the_head_is_itself_again_after_an_error() -> None:
     with pytest.raises(RuntimeError):
         loss_in_head(model, {"input_ids": torch.arange(8).unsqueeze(0)}, torch.zeros(3, dtype=torch.long))
     assert "forward" not in vars(output_head(model))
+
+
+def test_a_forward_of_the_instance_is_there_again_afterwards() -> None:
+    """As tensor parallelism of transformers leaves one."""
+    model = model_of("llama")
+    wrapped = lambda hidden, plain=model.lm_head.forward: 2 * plain(hidden)  # noqa: E731
+    model.lm_head.forward = wrapped
+    ids = torch.arange(8).unsqueeze(0)
+    loss_in_head(model, {"input_ids": ids}, ids)
+    assert vars(model.lm_head)["forward"] is wrapped
+    with pytest.raises(RuntimeError):
+        loss_in_head(model, {"input_ids": ids}, torch.zeros(3, dtype=torch.long))
+    assert vars(model.lm_head)["forward"] is wrapped
+
+
+def test_what_stands_for_a_part_of_a_model_needs_only_its_head() -> None:
+    class LastStage:
+        def __init__(self, head: torch.nn.Linear) -> None:
+            self.get_output_embeddings = lambda: head
+
+        def __call__(self, hidden: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=self.get_output_embeddings()(hidden))
+
+    stage, hidden, labels = LastStage(torch.nn.Linear(4, 6)), torch.randn(2, 3, 4), torch.arange(6).view(2, 3)
+    loss = loss_in_head(stage, {"hidden": hidden}, labels)
+    torch.testing.assert_close(loss, cross_entropy_sum(stage(hidden).logits, labels))
 
 
 def test_no_logits_come_out_of_the_head() -> None:

@@ -31,7 +31,7 @@ def test_a_family_that_stays_large_is_not_built(
 
 
 def test_sizes_that_do_not_fit_together_are_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(config):
+    def broken(*_):
         raise ValueError("heads do not divide")
 
     monkeypatch.setattr(trial, "shrink", broken)

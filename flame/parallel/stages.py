@@ -1,0 +1,253 @@
+"""Cuts a HuggingFace model into pipeline stages that keep their global parameter names.
+
+A stage is the model itself with stand-ins where other stages' modules were. What enters the first decoder layer of a
+stage is what the stage before it handed on, whatever the model's own forward does before its layers (scaling or
+normalising embeddings again), and what leaves the last layer is handed on, whatever it does after them.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+from transformers import PreTrainedModel
+
+from flame.errors import ConfigError
+
+
+class Placeholder(nn.Module):
+    """Stands where a module of another stage was and gives back what it is given; adds nothing where it is given ids.
+
+    Attributes:
+        width: length of the tuple that the replaced module returned; 0 for a bare tensor.
+    """
+
+    def __init__(self, replaced: nn.Module, width: int = 0) -> None:
+        super().__init__()
+        self.width = width
+        # Forward passes ask layers for their kind (``attention_type``), not only for their result.
+        for name, value in vars(replaced).items():
+            if isinstance(value, (str, int, float, bool)) and not name.startswith("_") and name != "training":
+                setattr(self, name, value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns its first argument."""
+        value = args[0] if args else next(iter(kwargs.values()))
+        if isinstance(value, torch.Tensor) and not value.is_floating_point():
+            value = torch.zeros((), device=value.device)
+        return self.wrapped(value)
+
+    def wrapped(self, value: Any) -> Any:
+        """The value as the replaced module would have returned it."""
+        return (value, *[None] * (self.width - 1)) if self.width else value
+
+
+class Inlet(Placeholder):
+    """The stand-in before a stage's first layer: gives what the stage before handed on."""
+
+    value: torch.Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns ``value``."""
+        return self.wrapped(self.value)
+
+
+class Outlet(Placeholder):
+    """The stand-in after a stage's last layer: keeps what the layer gave."""
+
+    value: torch.Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Keeps its first argument in ``value``."""
+        self.value = args[0] if args else next(iter(kwargs.values()))
+        return self.wrapped(self.value)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where the modules of a family belong: names of the model's parts around its decoder layers."""
+
+    layers: str
+    """Name of the list of decoder layers."""
+    before: tuple[str, ...]
+    """Modules with parameters that run before the layers."""
+    after: tuple[str, ...]
+    """Modules with parameters that run after them."""
+    width: int
+    """Length of the tuple a layer returns; 0 for a bare tensor."""
+
+
+def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
+    """The model's decoder layers: the one list of modules whose classes the family says not to split, or ``layers``.
+
+    Raises:
+        ConfigError: no such list.
+    """
+    layers = model.get_submodule(layer_stack_name(model))
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def layer_stack_name(model: PreTrainedModel) -> str:
+    """The name of ``layer_stack(model)``."""
+    unsplit = set(model._no_split_modules or [])
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module):
+            kinds = {type(layer).__name__ for layer in module if not isinstance(layer, Placeholder)}
+            if kinds <= unsplit or (name.rpartition(".")[2] in ("layers", "h", "blocks") and name.count(".") <= 2):
+                return name
+    raise ConfigError(
+        f"{type(model).__name__} has no list of layers flame can find; name their class in _no_split_modules"
+    )
+
+
+def anatomy(model: PreTrainedModel) -> Anatomy:
+    """Finds out what runs before and after the decoder layers by running the model once.
+
+    Args:
+        model: a small instance with real weights, unsharded.
+
+    Raises:
+        ConfigError: a module runs both before and after the layers, or parameters belong to no module flame can place.
+    """
+    layers = layer_stack_name(model)
+    calls: list[str] = []
+    width = 0
+
+    def note(name: str) -> Any:
+        return lambda module, args, kwargs: calls.append(name)
+
+    def measure(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal width
+        width = len(output) if isinstance(output, tuple) else 0
+
+    parts = _parts(model, layers)
+    hooks = [model.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True) for name in parts]
+    stack = model.get_submodule(layers)
+    assert isinstance(stack, nn.ModuleList)
+    hooks.append(stack[0].register_forward_pre_hook(note(layers), with_kwargs=True))
+    hooks.append(stack[0].register_forward_hook(measure))
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 8, dtype=torch.long))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    turn = calls.index(layers) if layers in calls else 0
+    before = {name for name in calls[:turn] if name in parts}
+    after = {name for name in calls[turn:] if name in parts}
+    if both := sorted(before & after):
+        raise ConfigError(f"{type(model).__name__} uses {both[0]} both before and after its layers: it cannot be split")
+    # What is not called by name (a head that is computed as a product with the embedding) stays with the first stage.
+    return Anatomy(layers, tuple(name for name in parts if name not in after), tuple(sorted(after)), width)
+
+
+def _parts(model: PreTrainedModel, layers: str) -> list[str]:
+    """Names of the modules with parameters beside the path to the layers."""
+    path = layers.split(".")
+    parts = []
+    for depth in range(len(path)):
+        parent = ".".join(path[:depth])
+        holder = model.get_submodule(parent)
+        if own := [name for name, _ in holder.named_parameters(recurse=False)]:
+            raise ConfigError(f"{type(model).__name__} keeps '{own[0]}' in no module of its own: it cannot be split")
+        for name, child in holder.named_children():
+            if name != path[depth] and next(child.parameters(), None) is not None:
+                parts.append(f"{parent}.{name}".lstrip("."))
+    return parts
+
+
+def cut(model: PreTrainedModel, found: Anatomy, layers: range, is_first: bool, is_last: bool) -> PreTrainedModel:
+    """A copy of the model that holds the layers of one stage, and its ends if the stage is the first or the last.
+
+    A tied embedding stays on both ends, so that it keeps its one name.
+
+    Args:
+        model: the whole model, on the meta device.
+        found: what runs where.
+        layers: numbers of the stage's layers.
+        is_first: whether the stage takes token ids.
+        is_last: whether the stage computes the loss.
+    """
+    stage = copy.deepcopy(model)
+    embedding, head = stage.get_input_embeddings(), stage.get_output_embeddings()
+    tied = isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding) and head.weight is embedding.weight
+    dropped = [] if is_first else [*found.before]
+    dropped += [] if is_last else [*found.after]
+    for name in dropped:
+        if not (tied and is_last and stage.get_submodule(name) is embedding):
+            _replace(stage, name, Placeholder(stage.get_submodule(name)))
+    stack = stage.get_submodule(found.layers)
+    assert isinstance(stack, nn.ModuleList)
+    for number, layer in enumerate(stack):
+        if number not in layers:
+            kind = {layers.start - 1: Inlet, layers.stop: Outlet}.get(number, Placeholder)
+            stack[number] = kind(layer, found.width)
+    return stage
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def divide_layers(count: int, stages: int, first_less: int, last_less: int) -> list[range]:
+    """Shares ``count`` layers out over stages; the first and the last count as having some more already.
+
+    Raises:
+        ConfigError: a stage would have no layer.
+    """
+    total = count + first_less + last_less
+    sizes = [total // stages + (index < total % stages) for index in range(stages)]
+    sizes[0] -= first_less
+    sizes[-1] -= last_less
+    if min(sizes) < 1:
+        raise ConfigError(
+            f"{count} layers on {stages} pipeline stages leave a stage without any; use fewer stages, or lower "
+            "parallelism.pipeline_parallel_first_stage_less_layers and pipeline_parallel_last_stage_less_layers"
+        )
+    return _ranges(sizes)
+
+
+def named_division(parts: Sequence[Sequence[str]], count: int, found: Anatomy) -> list[range]:
+    """The division that ``parallelism.module_fqns_per_model_part`` spells out.
+
+    Args:
+        parts: for each stage the names of its modules; ``layers.3`` may stand for ``model.layers.3``.
+        count: number of layers of the model.
+        found: what runs where; modules around the layers may be named where they belong, and need not be.
+
+    Raises:
+        ConfigError: a layer is missing, doubled or out of order, or a module cannot be where it is named.
+    """
+    key = "parallelism.module_fqns_per_model_part"
+    leaf = found.layers.rpartition(".")[2]
+    sizes, expected = [], 0
+    for index, names in enumerate(parts):
+        sizes.append(0)
+        for name in names:
+            holder, _, number = name.rpartition(".")
+            if number.isdigit() and holder in (leaf, found.layers):
+                if int(number) != expected:
+                    raise ConfigError(f"{key}: part {index} names {name} where layer {expected} is due")
+                expected += 1
+                sizes[-1] += 1
+            elif not _belongs(name, index, len(parts), found):
+                raise ConfigError(f"{key}: part {index} names '{name}', which cannot be there")
+    if expected != count or not all(sizes):
+        raise ConfigError(f"{key} names {expected} of {count} layers, {sizes} per part; give every part at least one")
+    return _ranges(sizes)
+
+
+def _belongs(name: str, index: int, count: int, found: Anatomy) -> bool:
+    def named(group: tuple[str, ...]) -> bool:
+        return any(full == name or full.rpartition(".")[2] == name for full in group)
+
+    return (index == 0 and named(found.before)) or (index == count - 1 and named(found.after))
+
+
+def _ranges(sizes: Sequence[int]) -> list[range]:
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]

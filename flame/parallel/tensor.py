@@ -1,0 +1,106 @@
+"""Tensor and expert parallelism by HuggingFace's plans: which projection is split by columns, which by rows, and so on.
+
+The plan is the family's own (``base_model_tp_plan``, ``base_model_ep_plan`` of its config); the styles it names are
+transformers'. https://huggingface.co/docs/transformers/perf_infer_gpu_multi
+"""
+
+import re
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.distributed.device_mesh import DeviceMesh
+from transformers import PreTrainedModel
+from transformers.distributed.expert_parallel import apply_expert_parallelism
+from transformers.distributed.tensor_parallel import apply_tensor_parallelism
+
+from flame.parallel.stages import Placeholder
+
+GRADIENT_SUM = "replicated_with_grad_allreduce"
+
+
+def apply_tensor_parallel(model: PreTrainedModel, mesh: DeviceMesh, expert_parallel: bool = False) -> None:
+    """Splits the modules that the plan names over ``mesh``; names in checkpoints do not change.
+
+    Args:
+        model: on the meta device, whole or one pipeline stage.
+        mesh: one-dimensional.
+        expert_parallel: whether experts are left to ``apply_expert_parallel``.
+    """
+    plan = expanded(model, tensor_plan(model, expert_parallel))
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding) and head.weight is embedding.weight
+    summed = {name for name, style in plan.items() if style == GRADIENT_SUM}
+    modules = dict(model.named_modules())
+    left = summed | {f"{name}.weight" for name, module in modules.items() if tied and module is head}
+    apply_tensor_parallelism(model, mesh, {name: style for name, style in plan.items() if name not in left})
+    for name in summed & modules.keys():
+        sum_gradients(modules[name], mesh.get_group())
+    if tied:
+        head.weight = embedding.weight
+
+
+def apply_expert_parallel(model: PreTrainedModel, experts: DeviceMesh, tensor: DeviceMesh) -> list[nn.Module]:
+    """Gives every rank of ``experts`` whole experts of its own; returns the modules that hold them.
+
+    Args:
+        model: on the meta device, whole or one pipeline stage.
+        experts: one-dimensional, over ranks that read different batches.
+        tensor: the ranks that share a batch, size 1 without tensor parallelism.
+    """
+    plan = expanded(model, model.ep_plan)
+    apply_expert_parallelism(model, experts, tensor, plan)
+    modules = dict(model.named_modules())
+    return [modules[name] for name, style in plan.items() if style == "ep_dispatch_experts"]
+
+
+def tensor_plan(model: PreTrainedModel, expert_parallel: bool = False) -> dict[str, str]:
+    """The family's plan, by name with ``*`` for layer numbers; without the experts if these are split whole."""
+    if not expert_parallel:
+        return dict(model.tp_plan)
+    rules = "|".join(map(re.escape, model.ep_plan))
+    return {name: style for name, style in model.tp_plan.items() if not re.fullmatch(rf"(?:{rules})(?:\..+)?", name)}
+
+
+def expanded(model: PreTrainedModel, plan: dict[str, str]) -> dict[str, str]:
+    """The plan by full names, for what this model (or stage of it) holds."""
+    modules = dict(model.named_modules())
+    found = model._expand_parallel_plan(plan)
+    return {name: style for name, style in found.items() if not isinstance(modules.get(name), Placeholder)}
+
+
+def sum_gradients(module: nn.Module, group: dist.ProcessGroup) -> None:
+    """Adds up the gradients of a module's own parameters over ``group``, where each rank sees only some of its uses (a
+    norm that every head shares).
+
+    transformers sums ``param.grad`` in a hook, which counts earlier micro-batches twice once gradients accumulate.
+    """
+    forward = module.forward
+
+    def with_summed_gradients(*args: Any, **kwargs: Any) -> Any:
+        parameters = dict(module._parameters)
+        for name, parameter in parameters.items():
+            if parameter is not None:
+                module._parameters[name] = _SummedGradient.apply(parameter, group)  # type: ignore[assignment]
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            module._parameters.update(parameters)
+
+    module.forward = with_summed_gradients  # type: ignore[method-assign]
+
+
+class _SummedGradient(torch.autograd.Function):
+    """The identity, whose gradient is summed over a group."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        gradient = grad_outputs[0].contiguous().clone()
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient, None
