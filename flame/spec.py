@@ -21,11 +21,11 @@ from flame.errors import ConfigError
 from flame.metrics import Metrics
 from flame.models.build import ModelArgs, build_model, model_class
 from flame.models.config import fit_tokenizer, load_config
-from flame.models.trial import trial_model
+from flame.parallel.checks import check_layout, find_anatomy
 from flame.parallel.layout import Layout
 from flame.parallel.passes import Passes, build_passes
 from flame.parallel.pipeline import Pipeline
-from flame.parallel.stages import Anatomy, anatomy
+from flame.parallel.stages import Anatomy
 from flame.plugin import ModelPlugin, load_task, modeling_files
 from flame.tasks.base import Task
 from flame.tokenizer import load_tokenizer
@@ -70,8 +70,9 @@ def load_job(config: JobConfig) -> Job:
 
 
 def check_job(job: Job) -> None:
-    """Tries the task on a scaled-down model; a family it cannot train right is refused here."""
+    """Tries the task on a scaled-down model; a family it cannot train right, or not in this layout, is refused here."""
     job.task.check(job.model_class, job.model_config, job.plugin.documents)
+    check_layout(job.model_class, job.model_config, job.config, job.task)
 
 
 def check_sources(job: Job) -> None:
@@ -156,20 +157,10 @@ def lay_out(job: Job, model: PreTrainedModel, layout: Layout) -> Passes:
 
 
 def anatomy_of(job: Job) -> Anatomy | None:
-    """What runs where in the job's model, if it is cut into stages.
-
-    Raises:
-        ConfigError: flame cannot find out.
-    """
+    """What runs where in the job's model, if it is cut into stages."""
     if job.config.parallelism.pipeline_parallel_degree == 1:
         return None
-    small = trial_model(job.model_class, job.model_config)
-    if small is None:
-        raise ConfigError(
-            f"family '{job.plugin.model_type}' cannot be scaled down to find out how to cut it into pipeline stages; "
-            "set parallelism.pipeline_parallel_degree to 1"
-        )
-    return anatomy(small)
+    return find_anatomy(job.model_class, job.model_config)
 
 
 def _stages(passes: Passes) -> tuple[Pipeline, list[PreTrainedModel], bool, bool]:

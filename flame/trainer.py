@@ -23,6 +23,7 @@ from flame.metrics import Metrics
 from flame.parallel.gradients import clip_gradients
 from flame.parallel.layout import Layout, layout_of
 from flame.parallel.passes import Passes
+from flame.parallel.preflight import Trial, preflight
 from flame.parallel.reduce import sum_over_data
 from flame.spec import Job, register, write_assets
 
@@ -57,8 +58,11 @@ class Trainer(TitanTrainer):
             self.checkpointer.on_complete.append(self.exports.step_completed)
 
     def init_distributed(self) -> Layout:
-        """torchtitan's, with flame's grid of devices."""
-        return layout_of(self.job_config, super().init_distributed().world_size)
+        """torchtitan's, with flame's grid of devices; what the grid computes is proven right away."""
+        layout = layout_of(self.job_config, super().init_distributed().world_size)
+        job = self.job
+        preflight(Trial(job.model_class, job.model_config, job.task, job.config, layout))
+        return layout
 
     @property
     def passes(self) -> Passes:

@@ -311,7 +311,7 @@ class Pool:
         line = rank.stdout.readline() if select.select([rank.stdout], [], [], 0)[0] else ""
         if line:
             return json.loads(line)["error"]
-        log = self._log.read_text()[-3000:]
+        log = self._log.read_text()[-9000:]
         self.close()
         raise TimeoutError(f"a rank died or hung; the end of the log:\n{log}")
 

@@ -11,7 +11,8 @@ from flame.config.aliases import ALIASES
 from flame.config.explaining import explain, help_text, list_keys
 from flame.config.files import locate, shipped
 from flame.config.parsing import parse
-from flame.config.resolving import data_parallel_degree, resolve, unsupported_parallelism
+from flame.config.layout import data_parallel_degree
+from flame.config.resolving import resolve
 from flame.config.sections import (
     ActivationCheckpoint,
     Checkpoint,
@@ -59,5 +60,4 @@ __all__ = [
     "resolve",
     "shipped",
     "to_toml",
-    "unsupported_parallelism",
 ]

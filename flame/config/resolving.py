@@ -8,6 +8,7 @@ from pathlib import Path
 from flame import compat
 from flame.config.bounds import check_bounds
 from flame.config.files import locate, looks_like_path
+from flame.config.layout import check_microbatches, check_parallelism, data_parallel_degree
 from flame.config.sections import SOURCE_FORMATS, JobConfig, Source
 from flame.errors import ConfigError, closest
 from flame.hardware import cpu_bfloat16
@@ -15,10 +16,6 @@ from flame.hardware import cpu_bfloat16
 OPTIMIZERS = ("AdamW", "Adam")
 """Names ``optimizer.name`` may have."""
 
-_SINGLE = (
-    "expert_parallel_degree",
-    "expert_tensor_parallel_degree",
-)
 _LOCAL_SOURCE = re.compile(r"^[./~]|\.(parquet|jsonl?|txt)(\.gz|\.zst)?$")
 _SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?\s*[KMGT]i?B")
 
@@ -39,7 +36,7 @@ def resolve(config: JobConfig, world_size: int) -> None:
         ConfigError: The job cannot be trained; the message names the keys, their values and the remedy.
     """
     check_bounds(config)
-    unsupported_parallelism(config)
+    check_parallelism(config)
     _check_model(config)
     _check_sources(config)
     _check_optimization(config)
@@ -48,37 +45,7 @@ def resolve(config: JobConfig, world_size: int) -> None:
     _resolve_precision(config)
     _resolve_lengths(config)
     _resolve_batches(config, data_parallel_degree(config, world_size))
-
-
-def unsupported_parallelism(config: JobConfig) -> None:
-    """Refuses the parallelisms that flame does not have yet.
-
-    Raises:
-        ConfigError: A degree other than the data-parallel ones is not 1.
-    """
-    for name in _SINGLE:
-        degree = getattr(config.parallelism, name)
-        if degree != 1:
-            raise ConfigError(f"parallelism.{name} = {degree} is not supported yet; set it to 1.")
-
-
-def data_parallel_degree(config: JobConfig, world_size: int) -> int:
-    """Returns how many processes read batches of their own.
-
-    Raises:
-        ConfigError: The parallel degrees do not fit the number of processes.
-    """
-    layout = config.parallelism
-    model = layout.tensor_parallel_degree * layout.pipeline_parallel_degree * layout.context_parallel_degree
-    replicate, shard = layout.data_parallel_replicate_degree, layout.data_parallel_shard_degree
-    fixed = model * replicate * (shard if shard > 0 else 1)
-    if world_size % fixed or (shard > 0 and fixed != world_size):
-        remedy = "start that many" if shard > 0 else "start a multiple of that"
-        raise ConfigError(
-            f"The parallel degrees multiply to {fixed} processes, but there are {world_size}: {remedy} with NGPU and "
-            "NNODE, or change parallelism.data_parallel_replicate_degree and data_parallel_shard_degree (-1: the rest)."
-        )
-    return world_size // model
+    check_microbatches(config)
 
 
 def _check_model(config: JobConfig) -> None:

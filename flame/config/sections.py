@@ -12,6 +12,7 @@ from typing import Literal
 
 from torchtitan.config import job_config as titan
 
+from flame.config.parallelism import Parallelism
 from flame.errors import ConfigError
 
 SOURCE_FORMATS = ("", "parquet", "jsonl", "txt", "hub", "builtin")
@@ -287,6 +288,7 @@ class JobConfig(titan.JobConfig):
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
+    parallelism: Parallelism = field(default_factory=Parallelism)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     activation_checkpoint: ActivationCheckpoint = field(default_factory=ActivationCheckpoint)
     compile: Compile = field(default_factory=Compile)

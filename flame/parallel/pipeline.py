@@ -125,7 +125,9 @@ class Stage:
         self._run(self.model.base_model, self.task.model_inputs(inputs))
         handed_on, self._outlet.value = self._outlet.value, None
         assert handed_on is not None
-        return handed_on.reshape(*labels.shape, -1)
+        handed_on = handed_on.reshape(*labels.shape, -1)
+        # Zero-bubble schedules detach what a stage hands on in place, which a view does not allow.
+        return handed_on.clone() if handed_on._is_view() else handed_on
 
     def _run(self, forward: Callable[..., Any], inputs: Inputs) -> Any:
         """Runs a forward pass whose token ids give way to what was handed on."""
