@@ -17,6 +17,11 @@ from typing import Any
 import torch
 import torch._utils
 import torch.distributed as dist
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.tensor import DTensor
+
+from flame.pieces import boxes, is_packed
 
 
 def _resident_bytes() -> int:
@@ -114,6 +119,48 @@ def profile(*, activities: list[Any], **options: Any) -> torch.profiler.profile:
     return torch.profiler.profile(activities=[activity for activity in activities if activity is not None], **options)
 
 
+def _save_packed_tensors() -> None:
+    """Makes DCP read and write every piece of a packed tensor: torch/distributed/tensor/_api.py:811 knows one box per
+    rank, so that saving packed projections under tensor parallelism fails ("overlapping chunks").
+
+    Can go once DTensor describes ``_StridedShard`` by all of its chunks.
+    """
+    write, chunks, shard = DTensor.__create_write_items__, DTensor.__create_chunk_list__, DTensor.__get_tensor_shard__
+
+    def chunk_list(tensor: DTensor) -> list[Any]:
+        if not is_packed(tensor):
+            return chunks(tensor)
+        return [ChunkStorageMetadata(torch.Size(at), torch.Size(sizes)) for at, sizes, _ in boxes(tensor)]
+
+    def write_items(tensor: DTensor, name: str, value: Any) -> list[Any]:
+        if not is_packed(tensor):
+            return write(tensor, name, value)
+        properties = TensorProperties.create_from_tensor(tensor.to_local())
+        return [
+            WriteItem(
+                index=MetadataIndex(name, chunk.offsets),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=tensor.size()),
+            )
+            for chunk in chunk_list(tensor)
+        ]
+
+    def tensor_shard(tensor: DTensor, index: Any) -> torch.Tensor:
+        if not is_packed(tensor):
+            return shard(tensor, index)
+        local = tensor.to_local()
+        for offsets, sizes, inside in boxes(tensor):
+            if torch.Size(offsets) == index.offset:
+                for axis, (start, size) in enumerate(zip(inside, sizes, strict=True)):
+                    local = local.narrow(axis, start, size)
+                return local
+        raise ValueError(f"{index.fqn} has no piece at {index.offset} on this rank")
+
+    DTensor.__create_chunk_list__ = chunk_list  # type: ignore[method-assign]
+    DTensor.__create_write_items__ = write_items  # type: ignore[method-assign]
+    DTensor.__get_tensor_shard__ = tensor_shard  # type: ignore[method-assign]
+
+
 def use_checkpoint_manager(manager: type) -> None:
     """Makes torchtitan's Trainer build ``manager``: torchtitan/train.py:297 names its own class directly."""
     import torchtitan.train
@@ -129,3 +176,4 @@ titan_profiling.torch = SimpleNamespace(  # type: ignore[assignment]
     **{name: getattr(torch, name) for name in ("cuda", "xpu", "distributed", "OutOfMemoryError")},
     profiler=SimpleNamespace(**{**vars(torch.profiler), "profile": profile}),
 )
+_save_packed_tensors()

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from flame import compat
+from flame.pieces import part_of
 
 
 @torch.no_grad()
@@ -50,8 +51,7 @@ def _wanted(mine: dict[str, torch.Tensor], whole: dict[str, torch.Tensor]) -> li
 def _fill(target: torch.Tensor, value: torch.Tensor) -> None:
     """Copies a whole tensor into what this rank holds of it."""
     if isinstance(target, DTensor):
-        shard = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None).to_local()
-        target.to_local().copy_(shard)
+        target.to_local().copy_(part_of(target, value))
     else:
         target.copy_(value)
 

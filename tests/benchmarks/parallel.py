@@ -14,8 +14,8 @@ pp       the same under 1F1B with micro-batches of one row. Goal: 0.9.
 device   what ``fully_shard`` as flame applies it costs on a single GPU, against the same arithmetic by hand (a bfloat16
          copy of float32 weights, refreshed once per step). Goal: 2%. Left out where there is no GPU, unless asked for.
 
-The model is a Llama (6 layers, width 384, 6 heads, vocabulary 8,192, untied; 340M parameters on a GPU). The data path is
-not part of it: see ``overhead.py`` and ``data.py``.
+The model is a Llama (6 layers, width 384, 6 heads, vocabulary 8,192, untied; 340M parameters on a GPU). The data path
+is not part of it: see ``overhead.py`` and ``data.py``.
 """
 
 import argparse
@@ -298,7 +298,8 @@ def compare(kind: str, options: argparse.Namespace) -> list[float]:
     tokens = rows * length * (2 if kind == "fsdp" else 1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "config.json").write_text(json.dumps(model_config(options.gpu and kind == "device", options.vocabulary)))
+        config = model_config(options.gpu and kind == "device", options.vocabulary)
+        (folder / "config.json").write_text(json.dumps(config))
         (folder / "text.txt").write_text("Nothing of this is read.\n" * 100)
         figures = [json.loads(line[1:]) for line in run(kind, processes, folder, options) if line.startswith("@")]
     counts, rounds = figures[0], figures[1:]
@@ -327,26 +328,31 @@ def run(kind: str, processes: int, folder: Path, options: argparse.Namespace) ->
     command = [sys.executable, __file__, "--child", kind, "--folder", str(folder)]
     for key in ("rounds", "steps", "batch", "length"):
         command += [f"--{key}", str(getattr(options, key))]
+    logs = [folder / f"rank-{rank}.log" for rank in range(processes)]
     ranks = [
         subprocess.Popen(
             [*command, "--rank", str(rank)],
-            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-            text=True,
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
             env={**environment, "RANK": str(rank), "WORLD_SIZE": str(processes)},
         )
-        for rank in range(processes)
+        for rank, log in enumerate(logs)
     ]
+    deadline = time.monotonic() + options.timeout
     try:
-        output, _ = ranks[0].communicate(timeout=options.timeout)
+        # A rank that fails leaves the others waiting for it.
+        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
     finally:
-        for rank in ranks[1:] if ranks[0].returncode == 0 else ranks:
-            try:
-                rank.wait(timeout=20)
-            except subprocess.TimeoutExpired:
+        for rank in ranks:
+            if rank.poll() is None:
                 rank.kill()
     if any(rank.wait() for rank in ranks):
-        sys.exit(f"{kind}: a process failed; its error is above")
-    return output.splitlines()
+        ends = "\n".join(f"{log.name}:\n{log.read_text()[-3000:]}" for log in logs)
+        sys.exit(f"{kind}: a process failed or took more than {options.timeout} s\n{ends}")
+    return logs[0].read_text().splitlines()
 
 
 def main() -> None:

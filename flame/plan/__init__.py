@@ -1,0 +1,1 @@
+"""What a job will need on a cluster, found out without the cluster."""

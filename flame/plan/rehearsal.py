@@ -1,0 +1,246 @@
+"""One optimizer step of one rank, by the code that trains, without devices: fake tensors over a fake process group."""
+
+import copy
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+    unset_fake_temporarily,
+)
+from torch.distributed.pipelining import schedules
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import PreTrainedModel
+
+import flame.models.head
+from flame import compat
+from flame.errors import ConfigError
+from flame.models.build import build_model
+from flame.parallel.context import ContextParallel
+from flame.parallel.layout import Layout, layout_of
+from flame.parallel.passes import Passes, build_passes
+from flame.parallel.stages import Anatomy
+from flame.plan.meter import Meter, Traffic
+from flame.spec import Job, make_train_spec
+
+# Code that looks at numbers, which fake tensors do not have.
+_NEEDS_NUMBERS = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+    NotImplementedError,
+)
+
+
+@dataclass
+class RankPlan:
+    """What one rank holds and sends; all sizes in bytes."""
+
+    rank: int
+    stages: list[int]
+    parameter_count: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    unsharded: int | None = None
+    """Gathered parameters at the moment at which most memory is used; None if the step could not be run."""
+    activations: int | None = None
+    """The most that waits for the backward pass at a time."""
+    other: int | None = None
+    """All else, at the moment at which most memory is used."""
+    peak: int | None = None
+    traffic: dict[Traffic, tuple[int, int]] = field(default_factory=dict)
+    """Calls and bytes sent in one optimizer step."""
+    unmeasured: str = ""
+    """Why the step could not be run."""
+
+
+@contextmanager
+def fake_world(rank: int, size: int) -> Iterator[None]:
+    """A process group of ``size`` ranks of which only this one exists; collectives move nothing."""
+    if dist.is_initialized():
+        raise ConfigError("a job cannot be planned in a process that trains")
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rehearse(job: Job, rank: int, world_size: int, found: Anatomy | None) -> RankPlan:
+    """Lays the job out and runs one step as ``rank``.
+
+    Args:
+        job: a checked job, resolved for ``world_size``.
+        rank: whose step.
+        world_size: number of ranks.
+        found: what runs where in the model; needed for pipeline stages.
+
+    Raises:
+        ConfigError: the job cannot be laid out like that, or does not run.
+    """
+    job = _for_planning(job)
+    with fake_world(rank, world_size):
+        layout = layout_of(job.config, world_size)
+        # Meshes are of the device of this machine; on a fake group that makes no difference.
+        layout.build_mesh()
+        passes = build_passes(
+            meta_model(job), layout, job.config, torch.device(compat.DEVICE_TYPE), job.task, found
+        )
+        meter = Meter({mesh.get_group().group_name: name for name, mesh in layout.get_all_one_dimensional_meshes().items()})
+        with _numbers_where_flame_needs_them(), FakeTensorMode(allow_non_fake_inputs=True) as fake, meter.watching():
+            return _run(job, layout, passes, meter, fake, rank)
+
+
+def meta_model(job: Job) -> PreTrainedModel:
+    """The whole model without storage, as torchtitan builds it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, job.config.training.dtype))
+    try:
+        with torch.device("meta"):
+            return build_model(job.model_class, job.model_config)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def accumulation(job: Job, layout: Layout) -> int:
+    """Forward passes of an optimizer step."""
+    training = job.config.training
+    return training.global_batch_size // (training.local_batch_size * layout.dp_replicate * layout.dp_shard)
+
+
+def _for_planning(job: Job) -> Job:
+    """The job with an attention that runs here and uses the memory of the one it asks for, and without compilation."""
+    job = copy.copy(job)
+    job.config, job.model_config = copy.deepcopy(job.config), copy.deepcopy(job.model_config)
+    job.config.compile.enable = False
+    if job.config.activation_checkpoint.mode == "memory_budget":
+        job.config.activation_checkpoint.mode = "none"  # the compiler would choose
+    if "flash" in (chosen := job.model_config._attn_implementation or "") or "flex" in chosen:
+        job.model_config._attn_implementation = "sdpa"
+    return job
+
+
+def _run(job: Job, layout: Layout, passes: Passes, meter: Meter, fake: FakeTensorMode, rank: int) -> RankPlan:
+    for part in passes.parts:
+        part.to_empty(device=compat.DEVICE_TYPE)
+        part.train()
+    parameters = [parameter for part in passes.parts for parameter in part.parameters()]
+    buffers = [buffer for part in passes.parts for buffer in part.buffers()]
+    meter.label(parameters, "parameters")
+    meter.label(buffers, "buffers")
+    optimizers = make_train_spec(job).build_optimizers_fn(passes.parts, job.config.optimizer, layout)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    meter.label(gradients, "gradients")
+    unmeasured = _reason(optimizers.step)
+    states = [
+        value
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    meter.label(states, "optimizer")
+    plan = RankPlan(
+        rank=rank,
+        stages=[part.index for part in passes.pipeline.parts] if passes.pipeline is not None else [0],
+        parameter_count=sum(_local(parameter).numel() for parameter in parameters),
+        parameters=_bytes(parameters),
+        gradients=_bytes(gradients),
+        optimizer=_bytes(states),
+        buffers=_bytes(buffers),
+    )
+    del gradients, states
+    times = accumulation(job, layout)
+    if times == 1:
+        optimizers.zero_grad()
+    meter.restart()
+    plan.unmeasured = _reason(lambda: passes.train(*_batch(job, fake), divisor=1.0))
+    if plan.unmeasured:
+        return plan
+    meter.label([parameter.grad for parameter in parameters if parameter.grad is not None], "gradients")
+    if not unmeasured:
+        optimizers.step()
+    plan.unsharded, plan.other = meter.peak["unsharded"], meter.peak["other"]
+    plan.activations, plan.peak = meter.most_activations, sum(meter.peak.values())
+    plan.traffic = {kind: (meter.calls[kind] * times, sent * times) for kind, sent in sorted(meter.sent.items())}
+    return plan
+
+
+def _batch(job: Job, fake: FakeTensorMode) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A micro-batch as the loader would give it."""
+    training = job.config.training
+    with unset_fake_temporarily():
+        generator = torch.Generator().manual_seed(0)
+        inputs, labels = job.task.sample(job.model_config, training.local_batch_size, training.seq_len, generator)
+        if training.varlen and job.config.parallelism.context_parallel_degree > 1:
+            # Elsewhere transformers would look for the documents' borders, of which no memory depends.
+            inputs["position_ids"] = torch.arange(training.seq_len).expand(training.local_batch_size, -1)
+        inputs, labels = job.task.prepare(inputs, labels, generator)
+    device = torch.device(compat.DEVICE_TYPE)
+    return {name: fake.from_tensor(value).to(device) for name, value in inputs.items()}, fake.from_tensor(labels).to(device)
+
+
+def _reason(run: Callable[[], Any]) -> str:
+    """Runs something; returns why that is impossible without numbers, or "" if it is not.
+
+    Raises:
+        ConfigError: it fails, as it will on a cluster.
+    """
+    try:
+        run()
+    except ConfigError:
+        raise
+    except _NEEDS_NUMBERS as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if os.environ.get("FLAME_DEBUG") == "1":
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"a step does not run in this layout: {reason} (FLAME_DEBUG=1 shows where)") from error
+    return ""
+
+
+@contextmanager
+def _numbers_where_flame_needs_them() -> Iterator[None]:
+    """Lets the few functions that compute positions as tensors do so for real, and pipelines start without a vote."""
+
+    def really(function: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with unset_fake_temporarily():
+                return function(*args, **kwargs)
+
+        return run
+
+    def start(schedule: Any, stages: list[Any], *_: Any) -> None:
+        for stage in stages:
+            stage._inference_mode = schedules.InferenceMode.STATIC
+
+    with ExitStack() as stack:
+        for owner, name in ((flame.models.head, "_vocabulary_of"), (ContextParallel, "_starts")):
+            stack.enter_context(mock.patch.object(owner, name, really(getattr(owner, name))))
+        if hasattr(schedules._PipelineSchedule, "_warmup_p2p"):  # torch 2.13
+            stack.enter_context(mock.patch.object(schedules._PipelineSchedule, "_warmup_p2p", start))
+        yield
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of this rank's parts."""
+    return sum(_local(tensor).numel() * tensor.element_size() for tensor in tensors)
