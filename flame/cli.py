@@ -24,6 +24,7 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "train": Verb("flame.launch", "main", "train the model of a job file"),
+    "plan": Verb("flame.plan.command", "main", "say what a job needs on a cluster, without the cluster"),
     "generate": Verb("flame.inference.generate", "main", "continue a prompt with a trained model"),
     "convert": Verb("flame.utils.convert", "main", "turn a checkpoint into a HuggingFace folder, or back"),
     "data": Verb("flame.data.cli", "main", "inspect what a job trains on"),

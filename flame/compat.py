@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.tensor import DTensor
 
-from flame.pieces import boxes, is_packed
+from flame.pieces import boxes, is_strided
 
 
 def _resident_bytes() -> int:
@@ -119,21 +119,22 @@ def profile(*, activities: list[Any], **options: Any) -> torch.profiler.profile:
     return torch.profiler.profile(activities=[activity for activity in activities if activity is not None], **options)
 
 
-def _save_packed_tensors() -> None:
-    """Makes DCP read and write every piece of a packed tensor: torch/distributed/tensor/_api.py:811 knows one box per
-    rank, so that saving packed projections under tensor parallelism fails ("overlapping chunks").
+def _save_strided_tensors() -> None:
+    """Makes DCP read and write what ranks hold of strided tensors: torch/distributed/tensor/_api.py:811 knows one box
+    per rank and places it wrong where sizes do not divide, so that saving packed projections under tensor parallelism
+    fails, and an odd vocabulary over FSDP x tensor parallelism too ("overlapping chunks").
 
-    Can go once DTensor describes ``_StridedShard`` by all of its chunks.
+    Can go once DTensor describes ``_StridedShard`` by its chunks.
     """
     write, chunks, shard = DTensor.__create_write_items__, DTensor.__create_chunk_list__, DTensor.__get_tensor_shard__
 
     def chunk_list(tensor: DTensor) -> list[Any]:
-        if not is_packed(tensor):
+        if not is_strided(tensor):
             return chunks(tensor)
         return [ChunkStorageMetadata(torch.Size(at), torch.Size(sizes)) for at, sizes, _ in boxes(tensor)]
 
     def write_items(tensor: DTensor, name: str, value: Any) -> list[Any]:
-        if not is_packed(tensor):
+        if not is_strided(tensor):
             return write(tensor, name, value)
         properties = TensorProperties.create_from_tensor(tensor.to_local())
         return [
@@ -146,7 +147,7 @@ def _save_packed_tensors() -> None:
         ]
 
     def tensor_shard(tensor: DTensor, index: Any) -> torch.Tensor:
-        if not is_packed(tensor):
+        if not is_strided(tensor):
             return shard(tensor, index)
         local = tensor.to_local()
         for offsets, sizes, inside in boxes(tensor):
@@ -176,4 +177,4 @@ titan_profiling.torch = SimpleNamespace(  # type: ignore[assignment]
     **{name: getattr(torch, name) for name in ("cuda", "xpu", "distributed", "OutOfMemoryError")},
     profiler=SimpleNamespace(**{**vars(torch.profiler), "profile": profile}),
 )
-_save_packed_tensors()
+_save_strided_tensors()

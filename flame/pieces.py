@@ -3,7 +3,7 @@
 Tensor parallelism splits projections that are several in one (gate and up) so that each rank holds a piece of every
 one: ``_StridedShard`` over the tensor-parallel ranks. FSDP then cuts what is left. torch describes the result by one
 offset and one size (torch/distributed/tensor/_utils.py, ``compute_local_shape_and_global_offset``), which is right
-only where the part is contiguous.
+only where the part is contiguous, and where FSDP's ranks divide what tensor parallelism left.
 """
 
 from itertools import product
@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 
-def is_packed(tensor: DTensor) -> bool:
-    """True if some rank's part may be several pieces."""
-    return any(_packs(tensor, dimension) for dimension in range(tensor.device_mesh.ndim))
+def is_strided(tensor: DTensor) -> bool:
+    """True if torch's description of a rank's part cannot be relied on."""
+    return any(isinstance(placement, _StridedShard) for placement in tensor.placements)
 
 
 def held(tensor: DTensor) -> list[torch.Tensor]:

@@ -265,9 +265,13 @@ def launch(
 
 
 class Pool:
-    """Ranks that stay alive from job to job; started when first needed, restarted after one of them hangs."""
+    """Ranks that stay alive from job to job; started when first needed, restarted after one of them hangs, and after
+    some jobs: gloo leaves a polling thread per process group behind, and hundreds of them take the machine."""
+
+    LIFETIME = 12  # jobs
 
     def __init__(self) -> None:
+        self._jobs = 0
         self._ranks: list[subprocess.Popen[str]] = []
         self._folder = tempfile.TemporaryDirectory(prefix="flame-pool-")
         self._log = Path(self._folder.name) / "log"
@@ -289,6 +293,9 @@ class Pool:
         Returns:
             The run; its code is 0 or, if any rank raised, 1, and then its output is the first error.
         """
+        if self._jobs >= self.LIFETIME:
+            self.close()
+        self._jobs += 1
         self._ensure(world)
         request = {
             "argv": ["--job.config_file", str(job), *arguments],
@@ -335,6 +342,7 @@ class Pool:
             rank.kill()
             rank.wait()
         self._ranks.clear()
+        self._jobs = 0
 
     def remove_log(self) -> None:
         """Removes what the ranks wrote."""

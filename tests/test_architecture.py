@@ -15,7 +15,7 @@ LAYERS = [
     {"inference", "checkpoint"},
     {"evals", "rl"},
     {"spec", "trainer", "validate", "metrics"},
-    {"cli", "train", "launch", "doctor", "families", "utils"},
+    {"cli", "train", "launch", "doctor", "families", "utils", "plan"},
 ]
 # Parsing and running a command line, which every room with a verb needs; they import nothing of flame but errors.
 COMMAND_LINE = {"flame.cli", "flame.utils.arguments"}

@@ -33,6 +33,7 @@ from flame.parallel.passes import Passes, build_passes
 from flame.parallel.pipeline import stage_layers
 from flame.parallel.reduce import sum_over_data
 from flame.parallel.stages import Anatomy, divide_layers, layer_stack
+from flame.pieces import part_of
 from flame.tasks.base import Task
 from flame.tokenizer.cache import cache_folder
 
@@ -43,6 +44,8 @@ TOLERANCE = 1e-3
 
 _LENGTH = 64  # at least so many positions
 _PACKAGES = ("flame", "torch", "transformers", "flash-linear-attention")
+
+_NONE = torch.zeros(0)
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
@@ -204,13 +207,14 @@ def _differences(passes: Passes, expected: dict[str, torch.Tensor | None]) -> It
     for part in passes.parts:
         for name, parameter in part.named_parameters():
             name = name.replace("_checkpoint_wrapped_module.", "")
-            gradient: Any = parameter.grad
+            gradient, right = parameter.grad, expected[name]
+            size = max(right.norm().item() if right is not None else 0.0, floor)
             if isinstance(gradient, DTensor):
-                gradient = gradient.full_tensor()
-            right = expected[name]
-            right = torch.zeros_like(parameter if gradient is None else gradient) if right is None else right
-            gradient = torch.zeros_like(right) if gradient is None else gradient
-            yield name, ((gradient - right).norm() / max(right.norm().item(), floor)).item()
+                right = part_of(gradient, right) if right is not None else None
+                gradient = gradient.to_local()
+            pair = [value for value in (gradient, right) if value is not None]
+            difference = pair[0] - pair[1] if len(pair) == 2 else torch.cat([value.flatten() for value in pair] or [_NONE])
+            yield name, difference.norm().item() / size
 
 
 def _verdict(trial: Trial, differences: dict[str, float], order: list[str]) -> float:

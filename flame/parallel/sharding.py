@@ -50,7 +50,8 @@ def shard(
                 fully_shard(module, **options, reshard_after_forward=reshard_module)
     fully_shard(model, **options)
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if isinstance(module, FSDPModule) and layout.world_size > layout.tp * layout.pp:
+            # One rank alone divides by nothing unless it is told to divide by 1, which costs a copy of its gradients.
             module.set_gradient_divide_factor(1.0)
             # gloo has no reduction that scales on the way.
             module.set_force_sum_reduction_for_comms(compat.DEVICE_TYPE == "cpu")

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -58,7 +60,7 @@ class Traffic:
     mesh: str
     """The dimension of the grid it runs over."""
     phase: str
-    """``forward`` or ``backward``."""
+    """``forward`` or ``backward``; empty where only one of them is possible, or both are the same."""
 
 
 @dataclass
@@ -106,19 +108,24 @@ class Meter(TorchDispatchMode):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Enters the mode; sees storages that are resized in place and tensors kept for the backward pass too."""
-        original = torch.UntypedStorage.resize_
+        resize, gather = torch.UntypedStorage.resize_, FSDPParam.to_unsharded
 
-        def resize(storage: torch.UntypedStorage, size: int) -> Any:
-            result = original(storage, size)
+        def resized(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
             self._resized(storage)
             return result
 
-        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
-        try:
-            with self, saved_tensors_hooks(self._saved, lambda tensor: tensor):
-                yield
-        finally:
-            torch.UntypedStorage.resize_ = original  # type: ignore[method-assign]
+        def gathered(parameter: FSDPParam) -> None:
+            gather(parameter)
+            self._label_if_new(parameter._unsharded_param, "unsharded")
+
+        with (
+            mock.patch.object(torch.UntypedStorage, "resize_", resized),
+            mock.patch.object(FSDPParam, "to_unsharded", gathered),
+            saved_tensors_hooks(self._saved, lambda tensor: tensor),
+            self,
+        ):
+            yield
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs an operator and notes what it made and sent."""
@@ -131,8 +138,6 @@ class Meter(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
                 self._known(tensor)
-        if func.namespace == "fsdp" and "out" in kwargs:  # the copies out of an all-gather
-            self.label(kwargs["out"], "unsharded")
         return result
 
     def _known(self, tensor: torch.Tensor) -> _Held:
@@ -156,12 +161,13 @@ class Meter(TorchDispatchMode):
             held.size = storage.nbytes()
 
     def _saved(self, tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, DTensor):
-            held = self._known(tensor)
-            if held.kind == "other":
-                self.label([tensor], "activations")
+        self._label_if_new(tensor, "activations")
         # Not the tensor itself: an operator's own output would keep itself alive.
         return tensor.detach()
+
+    def _label_if_new(self, tensor: torch.Tensor, kind: str) -> None:
+        if self._known(_local(tensor)).kind == "other":
+            self.label([tensor], kind)
 
     def _add(self, size: int, kind: str) -> None:
         self.held[kind] += size
@@ -176,11 +182,13 @@ class Meter(TorchDispatchMode):
         if operation is None:
             return
         group = _group([*args, *kwargs.values()])
+        if group.size() == 1:
+            return
         given = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)]
         made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)]
         largest = max((tensor.numel() * tensor.element_size() for tensor in [*given, *made]), default=0)
-        phase = "forward" if torch._C._current_graph_task_id() == -1 else "backward"
-        traffic = Traffic(operation, self.meshes.get(group.group_name, "other"), phase)
+        mesh = self.meshes.get(group.group_name, "other")
+        traffic = Traffic(operation, mesh, _phase(operation, mesh))
         self.calls[traffic] += 1
         self.sent[traffic] += sent_bytes(operation, largest, group.size())
 
@@ -188,6 +196,13 @@ class Meter(TorchDispatchMode):
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part."""
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
+def _phase(operation: str, mesh: str) -> str:
+    # Pipelines reduce gradients after the backward pass.
+    if mesh in ("pp", "dp_replicate") or (operation == _SCATTER and mesh in ("fsdp", "efsdp")):
+        return ""
+    return "forward" if torch._C._current_graph_task_id() == -1 else "backward"
 
 
 def _group(values: list[Any]) -> dist.ProcessGroup:

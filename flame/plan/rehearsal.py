@@ -18,9 +18,10 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.distributed.pipelining import schedules
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, _redistribute
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 
 import flame.models.head
 from flame import compat
@@ -29,7 +30,8 @@ from flame.models.build import build_model
 from flame.parallel.context import ContextParallel
 from flame.parallel.layout import Layout, layout_of
 from flame.parallel.passes import Passes, build_passes
-from flame.parallel.stages import Anatomy
+from flame.parallel.stages import Anatomy, Placeholder, layer_stack
+from flame.plan.formula import estimate, in_flight
 from flame.plan.meter import Meter, Traffic
 from flame.spec import Job, make_train_spec
 
@@ -53,17 +55,17 @@ class RankPlan:
     gradients: int
     optimizer: int
     buffers: int
-    unsharded: int | None = None
-    """Gathered parameters at the moment at which most memory is used; None if the step could not be run."""
-    activations: int | None = None
+    unsharded: int = 0
+    """Gathered parameters at the moment at which most memory is used."""
+    activations: int = 0
     """The most that waits for the backward pass at a time."""
-    other: int | None = None
+    other: int = 0
     """All else, at the moment at which most memory is used."""
-    peak: int | None = None
+    peak: int = 0
     traffic: dict[Traffic, tuple[int, int]] = field(default_factory=dict)
     """Calls and bytes sent in one optimizer step."""
-    unmeasured: str = ""
-    """Why the step could not be run."""
+    estimated: str = ""
+    """Why the step could not be run; then memory besides the shards is by formula, and ``traffic`` is not known."""
 
 
 @contextmanager
@@ -76,6 +78,11 @@ def fake_world(rank: int, size: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        # What DTensor remembers of meshes would lead the next rank to groups that are gone.
+        _clear_sharding_prop_cache()
+        for remembered in vars(_redistribute).values():
+            if hasattr(remembered, "cache_clear"):
+                remembered.cache_clear()
 
 
 def rehearse(job: Job, rank: int, world_size: int, found: Anatomy | None) -> RankPlan:
@@ -95,10 +102,10 @@ def rehearse(job: Job, rank: int, world_size: int, found: Anatomy | None) -> Ran
         layout = layout_of(job.config, world_size)
         # Meshes are of the device of this machine; on a fake group that makes no difference.
         layout.build_mesh()
-        passes = build_passes(
-            meta_model(job), layout, job.config, torch.device(compat.DEVICE_TYPE), job.task, found
+        passes = build_passes(meta_model(job), layout, job.config, torch.device(compat.DEVICE_TYPE), job.task, found)
+        meter = Meter(
+            {mesh.get_group().group_name: name for name, mesh in layout.get_all_one_dimensional_meshes().items()}
         )
-        meter = Meter({mesh.get_group().group_name: name for name, mesh in layout.get_all_one_dimensional_meshes().items()})
         with _numbers_where_flame_needs_them(), FakeTensorMode(allow_non_fake_inputs=True) as fake, meter.watching():
             return _run(job, layout, passes, meter, fake, rank)
 
@@ -145,7 +152,7 @@ def _run(job: Job, layout: Layout, passes: Passes, meter: Meter, fake: FakeTenso
         parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     meter.label(gradients, "gradients")
-    unmeasured = _reason(optimizers.step)
+    impossible = _reason(optimizers.step)
     states = [
         value
         for optimizer in optimizers
@@ -168,15 +175,38 @@ def _run(job: Job, layout: Layout, passes: Passes, meter: Meter, fake: FakeTenso
     if times == 1:
         optimizers.zero_grad()
     meter.restart()
-    plan.unmeasured = _reason(lambda: passes.train(*_batch(job, fake), divisor=1.0))
-    if plan.unmeasured:
-        return plan
+    plan.estimated = _reason(lambda: passes.train(*_batch(job, fake), divisor=1.0))
+    if plan.estimated:
+        return _estimated(plan, job, layout, passes)
     meter.label([parameter.grad for parameter in parameters if parameter.grad is not None], "gradients")
-    if not unmeasured:
+    if not impossible:
         optimizers.step()
     plan.unsharded, plan.other = meter.peak["unsharded"], meter.peak["other"]
     plan.activations, plan.peak = meter.most_activations, sum(meter.peak.values())
     plan.traffic = {kind: (meter.calls[kind] * times, sent * times) for kind, sent in sorted(meter.sent.items())}
+    return plan
+
+
+def _estimated(plan: RankPlan, job: Job, layout: Layout, passes: Passes) -> RankPlan:
+    """The plan of a rank whose step cannot be run."""
+    parallel, training = job.config.parallelism, job.config.training
+    shards = layout.get_mesh("fsdp").size()
+    layers, whole = [], 0
+    for part in passes.parts:
+        whole += sum(_local(parameter).numel() for parameter in part.parameters())
+        for layer in layer_stack(part):
+            if not isinstance(layer, Placeholder):
+                layers.append(shards * sum(_local(parameter).numel() for parameter in layer.parameters()))
+    waiting, is_last = 1, True
+    if passes.pipeline is not None:
+        rows = training.local_batch_size // parallel.pipeline_parallel_microbatch_size
+        stage = layout.get_mesh("pp").get_local_rank()
+        waiting = in_flight(parallel.pipeline_parallel_schedule, rows, layout.pp, stage)
+        is_last = passes.pipeline.has_last
+    found = estimate(job, layers, [whole * shards - sum(layers)], waiting, is_last)
+    plan.unsharded, plan.activations, plan.other = found.unsharded, found.activations, found.other
+    own = plan.parameters + plan.gradients + plan.optimizer + plan.buffers
+    plan.peak = own + plan.unsharded + plan.activations + plan.other
     return plan
 
 
@@ -191,7 +221,9 @@ def _batch(job: Job, fake: FakeTensorMode) -> tuple[dict[str, torch.Tensor], tor
             inputs["position_ids"] = torch.arange(training.seq_len).expand(training.local_batch_size, -1)
         inputs, labels = job.task.prepare(inputs, labels, generator)
     device = torch.device(compat.DEVICE_TYPE)
-    return {name: fake.from_tensor(value).to(device) for name, value in inputs.items()}, fake.from_tensor(labels).to(device)
+    return {name: fake.from_tensor(value).to(device) for name, value in inputs.items()}, fake.from_tensor(labels).to(
+        device
+    )
 
 
 def _reason(run: Callable[[], Any]) -> str:
@@ -234,6 +266,8 @@ def _numbers_where_flame_needs_them() -> Iterator[None]:
             stack.enter_context(mock.patch.object(owner, name, really(getattr(owner, name))))
         if hasattr(schedules._PipelineSchedule, "_warmup_p2p"):  # torch 2.13
             stack.enter_context(mock.patch.object(schedules._PipelineSchedule, "_warmup_p2p", start))
+        # Of fake positions transformers cannot say that they are those of one document, and would build a mask.
+        stack.enter_context(mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda *_: None))
         yield
 
 

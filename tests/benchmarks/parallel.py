@@ -5,6 +5,7 @@
 Each comparison is a pair of processes on the CPU (gloo, one thread each, float32) in which flame and its peer take
 turns, step by step, on equal batches, so that whatever else the machine does hits both. A round is the median step of
 each; printed are tokens/s, and the median over rounds of flame's ratio to the peer, lowest and highest in brackets.
+Two processes that wait for each other need two free cores: on a busy machine take more rounds.
 
 fsdp     flame's trainer against a hand loop: transformers' model, ``fully_shard`` per layer, cross entropy of the
          logits, clipping, AdamW. Goal: 0.9.
@@ -21,6 +22,7 @@ is not part of it: see ``overhead.py`` and ``data.py``.
 import argparse
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -374,7 +376,9 @@ def main() -> None:
 
     import torch
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the processes of a comparison end too
     options.gpu = torch.accelerator.is_available()
+    print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}\n")
     batch, length = options.batch, options.length
     for kind in options.only or PEERS:
         if kind == "device" and not options.gpu and not options.only:

@@ -8,9 +8,12 @@ from unittest import mock
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+import flame.parallel.tensor
 import flame.spec
 from flame.losses import IGNORE_INDEX
 from flame.models.build import TitanMixin
+from flame.parallel.context import ContextParallel
+from flame.parallel.pipeline import Pipeline
 
 
 def mask(labels: torch.Tensor, first_row: int) -> torch.Tensor:
@@ -70,4 +73,47 @@ def initialised_in_place() -> Iterator[None]:
         super(TitanMixin, model).init_weights()  # type: ignore[misc]
 
     with mock.patch.object(TitanMixin, "init_weights", init):
+        yield
+
+
+@contextmanager
+def undivided_pipeline_loss() -> Iterator[None]:
+    """Leaves the summed loss as it is in the schedule, as torchtitan/train.py:495 does."""
+    with masked_labels(), mock.patch.object(Pipeline, "_loss", lambda pipeline, summed, target: summed):
+        yield
+
+
+@contextmanager
+def untied_gradients() -> Iterator[None]:
+    """Lets the two copies of a tied embedding keep their own gradients."""
+    with masked_labels(), mock.patch.object(Pipeline, "finish_gradients", lambda pipeline: None):
+        yield
+
+
+@contextmanager
+def twins_counted() -> Iterator[None]:
+    """Counts the gradient of a tied embedding once per stage that holds it."""
+    with masked_labels(), mock.patch.object(Pipeline, "twins", []):
+        yield
+
+
+@contextmanager
+def local_positions() -> Iterator[None]:
+    """Gives every part of a sequence the positions 0, 1, ..., as torchtitan's HuggingFace backend does."""
+    shard = ContextParallel.shard
+
+    def wrong(context: ContextParallel, inputs: Any, labels: torch.Tensor) -> Any:
+        here, labels = shard(context, inputs, labels)
+        length = labels.shape[1]
+        here["position_ids"] = torch.arange(length).expand(len(labels), -1)
+        return here, labels
+
+    with masked_labels(), mock.patch.object(ContextParallel, "shard", wrong):
+        yield
+
+
+@contextmanager
+def partial_gradients() -> Iterator[None]:
+    """Leaves the gradients of norms that all heads share to each rank's own heads."""
+    with masked_labels(), mock.patch.object(flame.parallel.tensor, "sum_gradients", lambda module, group: None):
         yield

@@ -5,7 +5,6 @@ have none, so that some micro-batches, and with four ranks a whole rank, have no
 """
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,60 +17,9 @@ from flame.data.job import train_loader
 from flame.models.build import plain_model
 from flame.spec import Job, load_job
 from flame.train import task_options
+from tests.parallel.parity import RECOMPUTE, REPLICATE, RESHARD, SHARD, STEPS, MODELS, Train, assert_equal_runs, assert_equal_weights
 from tests.parallel.patches import MaskedLoader
-from tests.runs import FAMILIES, LLAMA, UNEVEN_LLAMA, Materials, Pool, Run, write_job
-
-STEPS = 5
-MASKED = "tests.parallel.patches:masked_labels"
-TIED_LLAMA = {**LLAMA, "tie_word_embeddings": True}
-MODELS = {"plain": LLAMA, "uneven": UNEVEN_LLAMA, "tied": TIED_LLAMA}
-SHARD, REPLICATE = "parallelism.data_parallel_shard_degree", "parallelism.data_parallel_replicate_degree"
-RESHARD, RECOMPUTE = "parallelism.fsdp_reshard_after_forward", "activation_checkpoint.mode"
-
-Train = Callable[..., Run]
-
-
-@pytest.fixture(scope="module")
-def train(materials: Materials, pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """Runs the tiny job of a model with changes; equal runs are made once."""
-    made: dict[str, Run] = {}
-
-    def run(model: str = "plain", world: int = 1, patch: str = MASKED, **changes) -> Run:
-        name = repr((model, world, patch, changes))
-        if name not in made:
-            folder = tmp_path_factory.mktemp("parity") / "run"
-            values = {
-                "model.config": str(materials.model(MODELS[model])),
-                "training.local_batch_size": 1 if world == 4 else 2,
-                "training.max_norm": 0.5,
-                # Adam makes full steps of gradients that are nothing but rounding; this keeps them small.
-                "optimizer.eps": 1e-5,
-                "training.steps": STEPS,
-                **changes,
-            }
-            made[name] = pool.run(write_job(materials, folder, values), folder, world=world, patch=patch, timeout=300)
-            assert made[name].code == 0, made[name].output
-        return made[name]
-
-    return run
-
-
-def assert_equal_runs(run: Run, reference: Run, tolerance: float = 1e-4) -> None:
-    assert len(run.series("loss")) == STEPS
-    assert run.series("loss") == pytest.approx(reference.series("loss"), rel=tolerance / 10)
-    assert run.series("grad_norm") == pytest.approx(reference.series("grad_norm"), rel=tolerance)
-    assert run.series("tokens") == reference.series("tokens")
-    assert run.series("bpb") == pytest.approx(reference.series("bpb"), rel=tolerance / 10)
-    assert_equal_weights(run.weights(STEPS), reference.weights(STEPS), tolerance)
-
-
-def assert_equal_weights(
-    weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-4
-) -> None:
-    assert weights.keys() == expected.keys()
-    for name, weight in expected.items():
-        assert (weights[name] - weight).norm() <= tolerance * weight.norm(), name
-
+from tests.runs import FAMILIES, Materials, Pool, Run, write_job
 
 def job_of(job_file: Path) -> Job:
     config = parse(["--job.config_file", str(job_file)], task_options)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
-from torchtitan.distributed import ParallelDims
+from flame.parallel.layout import Layout
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from flame.checkpoint.hf_export import export_hf
@@ -92,7 +92,7 @@ def test_meta_init_equals_plain_init(family, process_group) -> None:
         model = build_model(cls, config)
     job = JobConfig()
     job.training.mixed_precision_param = "float32"
-    model = parallelize(model, ParallelDims(1, 1, 1, 1, 1, 1, 1, world_size=1), job)
+    model = parallelize(model, Layout(1, 1, 1, 1, 1, 1, 1, world_size=1), job)
     model.to_empty(device="cpu")
     with torch.no_grad():
         model.init_weights(buffer_device=None)  # type: ignore[call-arg]

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from torchtitan.distributed import ParallelDims
+from flame.parallel.layout import Layout
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flame.config import JobConfig
@@ -59,7 +59,7 @@ def test_a_model_built_on_meta_becomes_the_plain_one(process_group: None, tied: 
     try:
         with torch.device("meta"):
             model: Any = build_model(cls, config)
-        model = parallelize(model, ParallelDims(1, 1, 1, 1, 1, 1, 1, world_size=1), job)
+        model = parallelize(model, Layout(1, 1, 1, 1, 1, 1, 1, world_size=1), job)
         model.to_empty(device="cpu")
         with torch.no_grad():
             model.init_weights(buffer_device=None)

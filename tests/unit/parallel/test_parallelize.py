@@ -5,14 +5,15 @@ import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule
-from torchtitan.distributed import ParallelDims
+from flame.parallel.layout import Layout
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from flame import compat
 from flame.config import JobConfig
 from flame.errors import ConfigError
 from flame.models.config import shrink
-from flame.parallel.parallelize import checkpoint_layers, compile_layers, layer_stack, parallelize
+from flame.parallel.parallelize import checkpoint_layers, compile_layers, parallelize
+from flame.parallel.stages import layer_stack
 from flame.parallel.reduce import sum_over_data
 
 SIZES: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
@@ -33,8 +34,8 @@ def job(**changes: Any) -> JobConfig:
     return config
 
 
-def alone() -> ParallelDims:
-    return ParallelDims(1, 1, 1, 1, 1, 1, 1, world_size=1)
+def alone() -> Layout:
+    return Layout(1, 1, 1, 1, 1, 1, 1, world_size=1)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_tied_weights_stay_one_tensor_in_one_group(process_group: None) -> None:
 )
 def test_recomputation_changes_neither_names_nor_gradients(mode: str, option: str, wrapped: int) -> None:
     plain, model = llama(), llama()
-    checkpoint_layers(model, job(activation_checkpoint__mode=mode, activation_checkpoint__selective_ac_option=option))
+    checkpoint_layers(layer_stack(model), job(activation_checkpoint__mode=mode, activation_checkpoint__selective_ac_option=option))
     assert sum(isinstance(layer, CheckpointWrapper) for layer in model.model.layers) == wrapped
     assert list(model.state_dict()) == list(plain.state_dict())
     ids = torch.arange(20).reshape(2, 10)
@@ -85,7 +86,7 @@ def test_recomputation_changes_neither_names_nor_gradients(mode: str, option: st
 
 def test_layers_are_compiled_in_place_under_their_names() -> None:
     model = llama()
-    compile_layers(model, "aot_eager")
+    compile_layers(layer_stack(model), "aot_eager")
     assert all(layer._compiled_call_impl is not None for layer in model.model.layers)
     assert list(model.state_dict()) == list(llama().state_dict())
 
