@@ -110,8 +110,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         need_hidden, need_weight, need_bias = (needed and grad_enabled for needed in ctx.needs_input_grad[:3])
         need_grad = need_hidden or need_weight or need_bias
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        # Sums over many chunks lose too much in bfloat16.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_weight: torch.Tensor | None = None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and need_bias else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         logits_of = torch.empty(min(chunk_rows, len(hidden)), len(weight), dtype=hidden.dtype, device=hidden.device)
@@ -129,11 +128,15 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             grad = logits  # by now
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[start : start + chunk_rows])
-            if grad_weight is not None:
-                grad_weight += grad.t() @ h
+            if need_weight:
+                # Sums over many chunks lose too much in bfloat16.
+                product = (grad.t() @ h).float()
+                grad_weight = product if grad_weight is None else grad_weight.add_(product)
             if grad_bias is not None:
                 grad_bias += grad.sum(0, dtype=torch.float32)
 
+        if need_weight and grad_weight is None:  # no rows at all
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         if grad_hidden is not None and vocabulary is not None:
             dist.all_reduce(grad_hidden, group=vocabulary.group)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)

@@ -25,7 +25,7 @@ from flame.parallel.checks import check_layout, find_anatomy
 from flame.parallel.layout import Layout
 from flame.parallel.passes import Passes, build_passes
 from flame.parallel.pipeline import Pipeline
-from flame.parallel.stages import Anatomy
+from flame.parallel.split import Anatomy
 from flame.plugin import ModelPlugin, load_task, modeling_files
 from flame.tasks.base import Task
 from flame.tokenizer import load_tokenizer

@@ -76,9 +76,11 @@ class Validator(BaseValidator):
         most = int(
             sum_over_data({"count": torch.tensor(float(len(self._batches)))}, self.parallel_dims, "max")["count"]
         )
-        yield from self._batches
+        for inputs, labels in self._batches:
+            yield _filled(inputs, labels, self.job_config.validation.local_batch_size)
         for _ in range(most - len(self._batches)):
             inputs, labels = self._batches[0] if self._batches else self._blank()
+            inputs, labels = _filled(inputs, labels, self.job_config.validation.local_batch_size)
             yield inputs, torch.full_like(labels, IGNORE_INDEX)
 
     def _most_batches(self) -> int | None:
@@ -89,5 +91,16 @@ class Validator(BaseValidator):
         return -(-rows // config.validation.local_batch_size) if rows > 0 else None
 
     def _blank(self) -> Batch:
-        ids = torch.zeros(1, self.job_config.training.seq_len, dtype=torch.long)
+        rows = self.job_config.validation.local_batch_size  # as many as a pipeline's schedule is made for
+        ids = torch.zeros(rows, self.job_config.training.seq_len, dtype=torch.long)
         return {"input_ids": ids}, ids
+
+
+def _filled(inputs: dict[str, torch.Tensor], labels: torch.Tensor, rows: int) -> Batch:
+    """The last batch of a source with copies of its first row, not scored, in place of rows it lacks: the schedule of a
+    pipeline takes batches of one size."""
+    missing = rows - len(labels)
+    if missing <= 0:
+        return inputs, labels
+    inputs = {name: torch.cat([value, value[:1].repeat(missing, 1)]) for name, value in inputs.items()}
+    return inputs, torch.cat([labels, torch.full_like(labels[:1], IGNORE_INDEX).repeat(missing, 1)])

@@ -3,7 +3,6 @@
 import flame.compat  # noqa: F401  # isort: skip  before any test imports torch or torchtitan
 
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path

@@ -331,7 +331,8 @@ class Pool:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
-                    env=environment(),
+                    # What a preflight of other code has found must not count.
+                    env=environment(extra={"FLAME_CACHE": str(self._log.with_name("cache"))}),
                     cwd=ROOT,
                 )
             )

@@ -10,8 +10,8 @@ import flame.compat  # noqa: F401  torchtitan binds its device when it is first 
 from flame.config.aliases import ALIASES
 from flame.config.explaining import explain, help_text, list_keys
 from flame.config.files import locate, shipped
-from flame.config.parsing import parse
 from flame.config.layout import data_parallel_degree
+from flame.config.parsing import parse
 from flame.config.resolving import resolve
 from flame.config.sections import (
     ActivationCheckpoint,

@@ -87,8 +87,8 @@ def _check_tensor(config: JobConfig) -> None:
     layout = config.parallelism
     if layout.enable_async_tensor_parallel:
         raise ConfigError(
-            "parallelism.enable_async_tensor_parallel = true has nothing to overlap: the families' plans end projections "
-            "with an all-reduce, which is not one of the collectives that torch.compile can hide; set it to false."
+            "parallelism.enable_async_tensor_parallel = true has nothing to overlap: the families' plans end "
+            "projections with an all-reduce, which torch.compile cannot hide; set it to false."
         )
     if layout.tensor_parallel_degree > 1 and config.model.converters:
         raise ConfigError(
@@ -122,5 +122,6 @@ def _check_pipeline(config: JobConfig) -> None:
     if config.compile.enable and layout.pipeline_parallel_schedule.lower() in _ZERO_BUBBLE:
         raise ConfigError(
             f"parallelism.pipeline_parallel_schedule = '{layout.pipeline_parallel_schedule}' computes gradients of "
-            "inputs and weights apart, which compiled layers cannot; set compile.enable = false or use 'Interleaved1F1B'."
+            "inputs and weights apart, which compiled layers cannot; set compile.enable = false, or use "
+            "'Interleaved1F1B'."
         )

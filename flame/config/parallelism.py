@@ -56,7 +56,8 @@ class Parallelism(titan.Parallelism):
     """Devices that split every sequence."""
 
     context_parallel_load_balancer: str | None = "headtail"
-    """`headtail` gives every device an early and a late piece of a sequence, so that all have the same work; `none` gives it one piece."""
+    """`headtail` gives every device an early and a late piece of a sequence, so that all have the same
+    work; `none` gives it one piece."""
 
     context_parallel_rotate_method: Literal["allgather", "alltoall"] = "allgather"
     """How attention sees whole sequences: keys and values are gathered, or heads are exchanged for positions."""

@@ -10,8 +10,9 @@ from flame.config import JobConfig
 from flame.errors import ConfigError
 from flame.models.build import build_model
 from flame.models.trial import trial_model
-from flame.parallel.pipeline import Stage, stage_layers
-from flame.parallel.stages import Anatomy, anatomy, cut, divide_layers, layer_stack
+from flame.parallel.division import divide_layers, stage_layers
+from flame.parallel.split import Anatomy, anatomy, cut, layer_stack
+from flame.parallel.stage import Stage
 from flame.parallel.tensor import tensor_plan
 from flame.tasks.base import Task
 
@@ -34,8 +35,14 @@ def check_layout(
         ConfigError: says what is missing and what to do.
     """
     layout = config.parallelism
-    if (layout.tensor_parallel_degree, layout.expert_parallel_degree, layout.pipeline_parallel_degree) == (1, 1, 1):
+    degrees = (layout.tensor_parallel_degree, layout.expert_parallel_degree, layout.pipeline_parallel_degree)
+    if max(*degrees, layout.context_parallel_degree) == 1:
         return
+    if layout.preflight != "off" and trial_model(model_class, model_config) is None:
+        raise ConfigError(
+            f"family '{model_config.model_type}' cannot be scaled down here, so nothing but data parallelism can be "
+            "proven for it; use that alone, or parallelism.preflight = 'off' to train anyway"
+        )
     with torch.device("meta"):
         model = build_model(model_class, model_config)
     if layout.tensor_parallel_degree > 1:
@@ -71,8 +78,9 @@ def check_split(model_class: type[PreTrainedModel], model_config: PreTrainedConf
     Raises:
         ConfigError: loss or a gradient differs, or a stage does not run.
     """
-    model = trial_model(model_class, model_config, layers=3)
-    assert model is not None
+    model = trial_model(model_class, model_config, layers=3) or trial_model(model_class, model_config)
+    if model is None:  # find_anatomy has said so already
+        return
     inputs, labels = task.sample(model.config, 2, 32, torch.Generator().manual_seed(0))
     whole = copy.deepcopy(model)
     loss = task.loss_sum(whole, inputs, labels)

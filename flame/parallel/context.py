@@ -4,8 +4,8 @@ Attention is the only place where positions meet, so it is the only place that c
 the sequence with the positions that part has, and an attention function and a mask function registered with
 transformers bring the sequence together, by one of two ways:
 
-``allgather``: keys and values of all ranks are gathered; queries stay. With ``headtail`` balancing a rank holds an early
-and a late piece of the sequence, so that all ranks have the same number of (query, key) pairs to look at.
+``allgather``: keys and values of all ranks are gathered; queries stay. With ``headtail`` balancing a rank holds an
+early and a late piece of the sequence, so that all ranks have the same number of (query, key) pairs to look at.
 ``alltoall``: heads are exchanged for positions, so that each rank sees whole sequences for some of the heads
 (DeepSpeed-Ulysses, https://arxiv.org/abs/2309.14509).
 """
@@ -71,9 +71,7 @@ class ContextParallel:
         """
         length = labels.shape[1]
         own = self.positions(length).to(labels.device)
-        here = {
-            name: value[:, own] if value.shape[:2] == labels.shape[:2] else value for name, value in inputs.items()
-        }
+        here = {name: value[:, own] if value.shape[:2] == labels.shape[:2] else value for name, value in inputs.items()}
         here.setdefault("position_ids", own.unsqueeze(0).expand(len(labels), -1))
         # Positions that jump would be taken for packed documents if there were no mask.
         here["attention_mask"] = torch.ones_like(here["position_ids"])

@@ -1,4 +1,4 @@
-"""Tensor parallelism, activation checkpointing, compilation and sharding, in this order, over HuggingFace's own names."""
+"""Tensor parallelism, recomputation, compilation and sharding, in this order, over HuggingFace's own names."""
 
 import logging
 import shutil
@@ -13,7 +13,7 @@ from flame.config import JobConfig
 from flame.errors import ConfigError
 from flame.parallel.layout import Layout
 from flame.parallel.sharding import shard
-from flame.parallel.stages import Placeholder, layer_stack
+from flame.parallel.split import Placeholder, layer_stack
 from flame.parallel.tensor import apply_expert_parallel, apply_tensor_parallel
 
 log = logging.getLogger(__name__)

@@ -6,11 +6,12 @@ import torch
 from transformers import PreTrainedModel
 
 from flame.config import JobConfig
-from flame.parallel.context import ContextParallel, context_parallel
+from flame.parallel.context import ContextParallel, Inputs, context_parallel
 from flame.parallel.layout import Layout
 from flame.parallel.parallelize import parallelize
-from flame.parallel.pipeline import Inputs, Pipeline, StageTask, pipeline
-from flame.parallel.stages import Anatomy
+from flame.parallel.pipeline import Pipeline, pipeline
+from flame.parallel.split import Anatomy
+from flame.parallel.stage import StageTask
 
 
 class Passes:

@@ -28,11 +28,11 @@ from flame.errors import ConfigError
 from flame.models.build import build_model, plain_model
 from flame.models.config import shrink
 from flame.parallel.checks import find_anatomy
+from flame.parallel.division import divide_layers, stage_layers
 from flame.parallel.layout import Layout
 from flame.parallel.passes import Passes, build_passes
-from flame.parallel.pipeline import stage_layers
 from flame.parallel.reduce import sum_over_data
-from flame.parallel.stages import Anatomy, divide_layers, layer_stack
+from flame.parallel.split import Anatomy, layer_stack
 from flame.pieces import part_of
 from flame.tasks.base import Task
 from flame.tokenizer.cache import cache_folder
@@ -44,8 +44,6 @@ TOLERANCE = 1e-3
 
 _LENGTH = 64  # at least so many positions
 _PACKAGES = ("flame", "torch", "transformers", "flash-linear-attention")
-
-_NONE = torch.zeros(0)
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
@@ -84,8 +82,7 @@ def preflight(trial: Trial) -> None:
         worst = compare(trial)
     log.info("preflight: %s computes what one device does (largest difference %.0e)", describe(trial.layout), worst)
     if dist.get_rank() == 0:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"family": trial.model_config.model_type, "worst": worst, **_subject(trial)}))
+        _remember(record, {"family": trial.model_config.model_type, "worst": worst, **_subject(trial)})
 
 
 def compare(trial: Trial) -> float:
@@ -114,6 +111,14 @@ def compare(trial: Trial) -> float:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise ConfigError(_refusal(trial, f"does not run ({type(error).__name__}: {reason})")) from error
     return _verdict(trial, differences, list(expected))
+
+
+def _remember(record: Path, what: dict[str, Any]) -> None:
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(what, default=str))
+    except OSError as error:
+        log.warning("the preflight will be repeated, because %s cannot be written: %s", record, error.strerror)
 
 
 def describe(layout: Layout) -> str:
@@ -212,9 +217,10 @@ def _differences(passes: Passes, expected: dict[str, torch.Tensor | None]) -> It
             if isinstance(gradient, DTensor):
                 right = part_of(gradient, right) if right is not None else None
                 gradient = gradient.to_local()
-            pair = [value for value in (gradient, right) if value is not None]
-            difference = pair[0] - pair[1] if len(pair) == 2 else torch.cat([value.flatten() for value in pair] or [_NONE])
-            yield name, difference.norm().item() / size
+            if gradient is not None and right is not None:
+                yield name, (gradient - right).norm().item() / size
+            else:  # what one side does not use, the other must not either
+                yield name, sum(value.norm().item() for value in (gradient, right) if value is not None) / size
 
 
 def _verdict(trial: Trial, differences: dict[str, float], order: list[str]) -> float:
@@ -233,8 +239,11 @@ def _verdict(trial: Trial, differences: dict[str, float], order: list[str]) -> f
     if wrong:
         what = f"gradient of {wrong[0]}" if wrong[0] != "the loss" else wrong[0]
         raise ConfigError(
-            _refusal(trial, f"differs from one device: the {what.removeprefix('the ')} by {worst[wrong[0]]:.0e}, "
-                     f"{len(wrong)} of {len(order) + 1} figures in all")
+            _refusal(
+                trial,
+                f"differs from one device: the {what.removeprefix('the ')} by {worst[wrong[0]]:.0e}, "
+                f"{len(wrong)} of {len(order) + 1} figures in all",
+            )
         )
     return max(worst.values())
 
@@ -260,12 +269,13 @@ def _subject(trial: Trial) -> dict[str, Any]:
     layout = trial.layout
     degrees = {name: getattr(layout, name) for name in ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep")}
     source = inspect.getsourcefile(trial.model_class.__mro__[2])
+    files = [*sorted(Path(__file__).parent.glob("*.py")), *([Path(source)] if source else [])]
     return {
         "layout": {**asdict(trial.config.parallelism), **degrees, "preflight": None},
         "model": shrink(trial.model_config).to_dict(),
         "attention": trial.model_config._attn_implementation,
         "class": trial.model_class.__name__,
-        "code": hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "",
+        "code": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
         "task": trial.config.task.name,
         "varlen": trial.config.training.varlen,
         "recompute": asdict(trial.config.activation_checkpoint),

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from flame import compat
 from flame.config import JobConfig
 from flame.parallel.layout import Layout
-from flame.parallel.stages import Placeholder
+from flame.parallel.split import Placeholder
 
 
 def shard(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.distributed.expert_parallel import apply_expert_parallelism
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
-from flame.parallel.stages import Placeholder
+from flame.parallel.split import Placeholder
 
 GRADIENT_SUM = "replicated_with_grad_allreduce"
 
@@ -30,7 +30,7 @@ def apply_tensor_parallel(model: PreTrainedModel, mesh: DeviceMesh, expert_paral
     """
     plan = expanded(model, tensor_plan(model, expert_parallel))
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding) and head.weight is embedding.weight
+    tied = _shares_weight(head, embedding)
     summed = {name for name, style in plan.items() if style == GRADIENT_SUM}
     modules = dict(model.named_modules())
     left = summed | {f"{name}.weight" for name, module in modules.items() if tied and module is head}
@@ -38,7 +38,12 @@ def apply_tensor_parallel(model: PreTrainedModel, mesh: DeviceMesh, expert_paral
     for name in summed & modules.keys():
         sum_gradients(modules[name], mesh.get_group())
     if tied:
+        assert isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding)
         head.weight = embedding.weight
+
+
+def _shares_weight(head: Any, embedding: Any) -> bool:
+    return isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding) and head.weight is embedding.weight
 
 
 def apply_expert_parallel(model: PreTrainedModel, experts: DeviceMesh, tensor: DeviceMesh) -> list[nn.Module]:

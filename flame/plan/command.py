@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import warnings
 from contextlib import redirect_stdout
 
 from flame.config import parse
@@ -37,7 +38,8 @@ def main(argv: list[str]) -> int:
     if min(options.nnodes, options.ngpu) < 1:
         raise ConfigError("--nnodes and --ngpu must be at least 1")
     memory = parse_size(options.memory) if options.memory else None
-    with redirect_stdout(sys.stderr):  # what the checks log
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():  # what the checks and libraries say
+        warnings.simplefilter("ignore")
         job = prepare(_for_accelerators(words), options.nnodes * options.ngpu)
         plan = make_plan(job, options.nnodes, options.ngpu)
     fits = memory is None or plan.peak <= usable(memory)

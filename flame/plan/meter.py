@@ -10,6 +10,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import _resolve_process_group
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
@@ -210,5 +211,5 @@ def _group(values: list[Any]) -> dist.ProcessGroup:
     for value in values:
         if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type()):
             return dist.ProcessGroup.unbox(value)
-    names = [value for value in values if isinstance(value, str)]
-    return dist.distributed_c10d._resolve_process_group(names[-1])
+    names: list[Any] = [value for value in values if isinstance(value, str)]
+    return _resolve_process_group(names[-1])

@@ -37,6 +37,11 @@ class Plan:
     """The first rank of every pipeline stage; it holds the largest shards."""
 
     @property
+    def rows_at_once(self) -> int:
+        """Of all ranks together, in one forward pass."""
+        return self.rows // self.passes
+
+    @property
     def peak(self) -> int:
         """Bytes of the rank that needs most."""
         return max(rank.peak for rank in self.ranks)

@@ -39,7 +39,7 @@ def _summary(plan: Plan) -> str:
     lines = {
         "cluster": f"{plan.nodes} x {plan.devices} = {plan.nodes * plan.devices} devices: {degrees}",
         "model": f"{plan.family}, {plan.parameters:,} parameters, computed in {plan.precision}",
-        "step": f"{plan.rows:,} rows = {plan.tokens:,} tokens, {plan.passes} forward passes on a rank",
+        "step": f"{plan.rows:,} rows = {plan.tokens:,} tokens, in {plan.passes} x {plan.rows_at_once:,} rows",
         "work": f"{plan.flops_per_token / 1e9:,.2f} GFLOP per token, {flops / 1e15:,.2f} PFLOP per step, "
         f"{flops / plan.nodes / plan.devices / 1e12:,.2f} TFLOP of it on a device",
     }

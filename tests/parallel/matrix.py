@@ -106,7 +106,7 @@ class Cell:
     layout: str
     """A key of ``LAYOUTS``, or ``one`` for the reason why one process does not train the family."""
     outcome: str
-    """``equal``, ``refused``, ``untrained`` or one of ``FAILURES``."""
+    """``equal``, ``refused``, ``untrained``, ``none`` (no experts to spread) or one of ``FAILURES``."""
     reason: str = ""
     seconds: float = 0.0
     detail: str = ""
@@ -194,8 +194,8 @@ class Bench:
             yield started
             return
         for layout in layouts:
-            if layout != "ep" or has_experts(started[0]):
-                yield self.cell(model_type, layout)
+            without = layout == "ep" and not has_experts(started[0])
+            yield Cell(model_type, layout, "none") if without else self.cell(model_type, layout)
 
     def cell(self, model_type: str, layout: str) -> Cell:
         """Trains a family in one layout, and in one process if the family before was another."""
@@ -313,7 +313,7 @@ class Log:
         lines = path.read_text().splitlines() if path.is_file() else []
         for entry in map(json.loads, lines):
             cell = Cell(**{name: value for name, value in entry.items() if name != "versions"})
-            kept = {"equal"} if again else {"equal", "refused", "untrained"}
+            kept = {"equal", "none"} if again else {"equal", "none", "refused", "untrained"}
             self.cells.pop((cell.family, cell.layout), None)
             if entry["versions"] == versions() and cell.outcome in kept:
                 self.cells[cell.family, cell.layout] = cell
@@ -401,7 +401,7 @@ def _row(name: str, cells: dict[tuple[str, str], Cell], layouts: list[str], note
     shown = []
     for layout in layouts:
         cell = cells.get((name, layout))
-        if cell is None:
+        if cell is None or cell.outcome == "none":
             shown.append("")
         elif cell.outcome == "equal":
             shown.append("≈" if cell.reason else "=")

@@ -8,8 +8,10 @@ from unittest import mock
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+import flame.parallel.preflight
 import flame.parallel.tensor
 import flame.spec
+from flame.errors import ConfigError
 from flame.losses import IGNORE_INDEX
 from flame.models.build import TitanMixin
 from flame.parallel.context import ContextParallel
@@ -116,4 +118,15 @@ def local_positions() -> Iterator[None]:
 def partial_gradients() -> Iterator[None]:
     """Leaves the gradients of norms that all heads share to each rank's own heads."""
     with masked_labels(), mock.patch.object(flame.parallel.tensor, "sum_gradients", lambda module, group: None):
+        yield
+
+
+@contextmanager
+def failing_comparison() -> Iterator[None]:
+    """Makes the preflight refuse whenever it compares."""
+
+    def compare(trial: Any) -> float:
+        raise ConfigError("compared")
+
+    with mock.patch.object(flame.parallel.preflight, "compare", compare):
         yield

@@ -17,9 +17,20 @@ from flame.data.job import train_loader
 from flame.models.build import plain_model
 from flame.spec import Job, load_job
 from flame.train import task_options
-from tests.parallel.parity import RECOMPUTE, REPLICATE, RESHARD, SHARD, STEPS, MODELS, Train, assert_equal_runs, assert_equal_weights
+from tests.parallel.parity import (
+    MODELS,
+    RECOMPUTE,
+    REPLICATE,
+    RESHARD,
+    SHARD,
+    STEPS,
+    Train,
+    assert_equal_runs,
+    assert_equal_weights,
+)
 from tests.parallel.patches import MaskedLoader
 from tests.runs import FAMILIES, Materials, Pool, Run, write_job
+
 
 def job_of(job_file: Path) -> Job:
     config = parse(["--job.config_file", str(job_file)], task_options)

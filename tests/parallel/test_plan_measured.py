@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def measured() -> Iterator[None]:
         yield
 
 
-def held(tensors: list[torch.Tensor]) -> int:
+def held(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of this rank's parts."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     return sum(tensor.numel() * tensor.element_size() for tensor in local)

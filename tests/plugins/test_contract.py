@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
-from flame.parallel.layout import Layout
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from flame.checkpoint.hf_export import export_hf
@@ -21,6 +20,7 @@ from flame.losses import cross_entropy_sum
 from flame.models.build import build_model, count_parameters, model_class, plain_model
 from flame.models.config import load_config, tiny_config
 from flame.models.head import head_is_last, loss_in_head
+from flame.parallel.layout import Layout
 from flame.parallel.parallelize import parallelize
 from flame.plugin import ModelPlugin, custom_families, load_plugin, transformers_families
 from tests.conftest import FAMILIES

@@ -12,7 +12,7 @@ from flame.errors import ConfigError
 from flame.plan import command, report
 from flame.plan.formula import in_flight, token_bytes
 from flame.plan.meter import sent_bytes
-from flame.plan.plan import Plan, as_json, usable
+from flame.plan.plan import DEGREES, Plan, as_json, usable
 from flame.plan.rehearsal import RankPlan
 from tests.runs import ROOT, Materials, environment, write_job
 
@@ -77,7 +77,7 @@ def test_activations_of_a_token_by_formula(job, expected):
 
 def plan_of(peak: int) -> Plan:
     rank = RankPlan(0, [0], 10, parameters=40, gradients=40, optimizer=80, buffers=0, peak=peak)
-    layout = dict.fromkeys(("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep", "etp"), 1)
+    layout: dict[str, int] = {name: 1 for name in DEGREES}
     return Plan(1, 1, layout, "llama", "bfloat16", 10, 60, rows=2, tokens=64, passes=1, ranks=[rank])
 
 

@@ -2,12 +2,12 @@ from typing import Any
 
 import pytest
 import torch
-from flame.parallel.layout import Layout
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flame.config import JobConfig
 from flame.errors import ConfigError
 from flame.models.build import build_model, model_class, plain_model
+from flame.parallel.layout import Layout
 from flame.parallel.parallelize import parallelize
 from flame.plugin import load_plugin
 

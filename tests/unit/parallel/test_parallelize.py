@@ -5,16 +5,16 @@ import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule
-from flame.parallel.layout import Layout
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from flame import compat
 from flame.config import JobConfig
 from flame.errors import ConfigError
 from flame.models.config import shrink
+from flame.parallel.layout import Layout
 from flame.parallel.parallelize import checkpoint_layers, compile_layers, parallelize
-from flame.parallel.stages import layer_stack
 from flame.parallel.reduce import sum_over_data
+from flame.parallel.split import layer_stack
 
 SIZES: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
 
@@ -74,7 +74,8 @@ def test_tied_weights_stay_one_tensor_in_one_group(process_group: None) -> None:
 )
 def test_recomputation_changes_neither_names_nor_gradients(mode: str, option: str, wrapped: int) -> None:
     plain, model = llama(), llama()
-    checkpoint_layers(layer_stack(model), job(activation_checkpoint__mode=mode, activation_checkpoint__selective_ac_option=option))
+    options = {"activation_checkpoint__mode": mode, "activation_checkpoint__selective_ac_option": option}
+    checkpoint_layers(layer_stack(model), job(**options))
     assert sum(isinstance(layer, CheckpointWrapper) for layer in model.model.layers) == wrapped
     assert list(model.state_dict()) == list(plain.state_dict())
     ids = torch.arange(20).reshape(2, 10)

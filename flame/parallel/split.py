@@ -6,7 +6,6 @@ normalising embeddings again), and what leaves the last layer is handed on, what
 """
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,63 +190,3 @@ def cut(model: PreTrainedModel, found: Anatomy, layers: range, is_first: bool, i
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
-
-
-def divide_layers(count: int, stages: int, first_less: int, last_less: int) -> list[range]:
-    """Shares ``count`` layers out over stages; the first and the last count as having some more already.
-
-    Raises:
-        ConfigError: a stage would have no layer.
-    """
-    total = count + first_less + last_less
-    sizes = [total // stages + (index < total % stages) for index in range(stages)]
-    sizes[0] -= first_less
-    sizes[-1] -= last_less
-    if min(sizes) < 1:
-        raise ConfigError(
-            f"{count} layers on {stages} pipeline stages leave a stage without any; use fewer stages, or lower "
-            "parallelism.pipeline_parallel_first_stage_less_layers and pipeline_parallel_last_stage_less_layers"
-        )
-    return _ranges(sizes)
-
-
-def named_division(parts: Sequence[Sequence[str]], count: int, found: Anatomy) -> list[range]:
-    """The division that ``parallelism.module_fqns_per_model_part`` spells out.
-
-    Args:
-        parts: for each stage the names of its modules; ``layers.3`` may stand for ``model.layers.3``.
-        count: number of layers of the model.
-        found: what runs where; modules around the layers may be named where they belong, and need not be.
-
-    Raises:
-        ConfigError: a layer is missing, doubled or out of order, or a module cannot be where it is named.
-    """
-    key = "parallelism.module_fqns_per_model_part"
-    leaf = found.layers.rpartition(".")[2]
-    sizes, expected = [], 0
-    for index, names in enumerate(parts):
-        sizes.append(0)
-        for name in names:
-            holder, _, number = name.rpartition(".")
-            if number.isdigit() and holder in (leaf, found.layers):
-                if int(number) != expected:
-                    raise ConfigError(f"{key}: part {index} names {name} where layer {expected} is due")
-                expected += 1
-                sizes[-1] += 1
-            elif not _belongs(name, index, len(parts), found):
-                raise ConfigError(f"{key}: part {index} names '{name}', which cannot be there")
-    if expected != count or not all(sizes):
-        raise ConfigError(f"{key} names {expected} of {count} layers, {sizes} per part; give every part at least one")
-    return _ranges(sizes)
-
-
-def _belongs(name: str, index: int, count: int, found: Anatomy) -> bool:
-    def named(group: tuple[str, ...]) -> bool:
-        return any(full == name or full.rpartition(".")[2] == name for full in group)
-
-    return (index == 0 and named(found.before)) or (index == count - 1 and named(found.after))
-
-
-def _ranges(sizes: Sequence[int]) -> list[range]:
-    starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]

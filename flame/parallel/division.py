@@ -1,0 +1,133 @@
+"""Shares a model's layers out over pipeline stages, and stages over ranks, as a schedule wants them."""
+
+from collections.abc import Sequence
+
+from torch.distributed.pipelining.schedules import (
+    PipelineScheduleMulti,
+    ScheduleDualPipeV,
+    ScheduleZBVZeroBubble,
+    _PipelineScheduleRuntime,
+    get_schedule_class,
+)
+
+from flame.config import JobConfig
+from flame.errors import ConfigError
+from flame.parallel.split import Anatomy
+
+
+def schedule_class(config: JobConfig) -> type:
+    """torch's class of ``parallelism.pipeline_parallel_schedule``.
+
+    Raises:
+        ConfigError: no such schedule.
+    """
+    layout = config.parallelism
+    if layout.pipeline_parallel_schedule_csv:
+        return _PipelineScheduleRuntime
+    try:
+        return get_schedule_class(layout.pipeline_parallel_schedule)
+    except ValueError as error:
+        raise ConfigError(f"parallelism.pipeline_parallel_schedule: {error}") from error
+
+
+def stage_layers(config: JobConfig, count: int, found: Anatomy) -> list[range]:
+    """The decoder layers of every stage of the whole pipeline.
+
+    Args:
+        config: the job.
+        count: number of the model's layers.
+        found: what runs where in the model.
+
+    Raises:
+        ConfigError: they cannot be divided as the job asks.
+    """
+    layout = config.parallelism
+    ranks, several = layout.pipeline_parallel_degree, issubclass(schedule_class(config), PipelineScheduleMulti)
+    first, last = (
+        layout.pipeline_parallel_first_stage_less_layers,
+        layout.pipeline_parallel_last_stage_less_layers,
+    )
+    if layout.module_fqns_per_model_part:
+        stages = len(layout.module_fqns_per_model_part)
+    elif layout.pipeline_parallel_layers_per_stage:
+        stages = -(-(count + first + last) // layout.pipeline_parallel_layers_per_stage)
+    else:
+        stages = ranks * (2 if several else 1)
+    if stages % ranks or (stages == ranks) == several:
+        wanted = "at least two stages" if several else "one stage"
+        raise ConfigError(
+            f"parallelism: {stages} pipeline stages on {ranks} ranks do not go with schedule "
+            f"'{layout.pipeline_parallel_schedule}', which wants {wanted} per rank; change "
+            "pipeline_parallel_layers_per_stage or module_fqns_per_model_part"
+        )
+    if layout.module_fqns_per_model_part:
+        return named_division(layout.module_fqns_per_model_part, count, found)
+    return divide_layers(count, stages, first, last)
+
+
+def stages_of_rank(config: JobConfig, rank: int, stages: int) -> list[int]:
+    """Numbers of the stages that a pipeline rank holds; V-shaped schedules come back to the first rank."""
+    ranks = config.parallelism.pipeline_parallel_degree
+    if issubclass(schedule_class(config), (ScheduleZBVZeroBubble, ScheduleDualPipeV)):
+        return [rank, 2 * ranks - 1 - rank]
+    return list(range(rank, stages, ranks))
+
+
+def divide_layers(count: int, stages: int, first_less: int, last_less: int) -> list[range]:
+    """Shares ``count`` layers out over stages; the first and the last count as having some more already.
+
+    Raises:
+        ConfigError: a stage would have no layer.
+    """
+    total = count + first_less + last_less
+    sizes = [total // stages + (index < total % stages) for index in range(stages)]
+    sizes[0] -= first_less
+    sizes[-1] -= last_less
+    if min(sizes) < 1:
+        raise ConfigError(
+            f"{count} layers on {stages} pipeline stages leave a stage without any; use fewer stages, or lower "
+            "parallelism.pipeline_parallel_first_stage_less_layers and pipeline_parallel_last_stage_less_layers"
+        )
+    return _ranges(sizes)
+
+
+def named_division(parts: Sequence[Sequence[str]], count: int, found: Anatomy) -> list[range]:
+    """The division that ``parallelism.module_fqns_per_model_part`` spells out.
+
+    Args:
+        parts: for each stage the names of its modules; ``layers.3`` may stand for ``model.layers.3``.
+        count: number of layers of the model.
+        found: what runs where; modules around the layers may be named where they belong, and need not be.
+
+    Raises:
+        ConfigError: a layer is missing, doubled or out of order, or a module cannot be where it is named.
+    """
+    key = "parallelism.module_fqns_per_model_part"
+    leaf = found.layers.rpartition(".")[2]
+    sizes, expected = [], 0
+    for index, names in enumerate(parts):
+        sizes.append(0)
+        for name in names:
+            holder, _, number = name.rpartition(".")
+            if number.isdigit() and holder in (leaf, found.layers):
+                if int(number) != expected:
+                    raise ConfigError(f"{key}: part {index} names {name} where layer {expected} is due")
+                expected += 1
+                sizes[-1] += 1
+            elif not _belongs(name, index, len(parts), found):
+                raise ConfigError(f"{key}: part {index} names '{name}', which cannot be there")
+    if expected != count or not all(sizes):
+        raise ConfigError(f"{key} names {expected} of {count} layers, {sizes} per part; give every part at least one")
+    return _ranges(sizes)
+
+
+def _belongs(name: str, index: int, count: int, found: Anatomy) -> bool:
+    def named(group: tuple[str, ...]) -> bool:
+        return any(full == name or full.rpartition(".")[2] == name for full in group)
+
+    return (index == 0 and named(found.before)) or (index == count - 1 and named(found.after))
+
+
+def _ranges(sizes: Sequence[int]) -> list[range]:
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
