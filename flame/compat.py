@@ -19,7 +19,8 @@ import torch._utils
 import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, _redistribute
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from flame.pieces import boxes, is_strided
 
@@ -160,6 +161,16 @@ def _save_strided_tensors() -> None:
     DTensor.__create_chunk_list__ = chunk_list  # type: ignore[method-assign]
     DTensor.__create_write_items__ = write_items  # type: ignore[method-assign]
     DTensor.__get_tensor_shard__ = tensor_shard  # type: ignore[method-assign]
+
+
+def end_process_groups() -> None:
+    """Ends all process groups, and what DTensor remembers of their meshes: it would lead the next job of this process
+    to groups that are gone (torch/distributed/tensor/_redistribute.py keeps plans by mesh)."""
+    dist.destroy_process_group()
+    _clear_sharding_prop_cache()
+    for remembered in vars(_redistribute).values():
+        if hasattr(remembered, "cache_clear"):
+            remembered.cache_clear()
 
 
 def use_checkpoint_manager(manager: type) -> None:

@@ -130,8 +130,8 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
                 torch.mm(grad, weight, out=grad_hidden[start : start + chunk_rows])
             if need_weight:
                 # Sums over many chunks lose too much in bfloat16.
-                product = (grad.t() @ h).float()
-                grad_weight = product if grad_weight is None else grad_weight.add_(product)
+                product = grad.t() @ h
+                grad_weight = product.float() if grad_weight is None else grad_weight.add_(product)
             if grad_bias is not None:
                 grad_bias += grad.sum(0, dtype=torch.float32)
 

@@ -212,7 +212,7 @@ def train(job: Job) -> Path | None:
             trainer.close()
     finally:
         if dist.is_initialized():
-            dist.destroy_process_group()
+            compat.end_process_groups()
     if first:
         trainer.exports.finish(trainer.step)
     return trainer.exports.last

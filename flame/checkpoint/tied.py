@@ -21,7 +21,9 @@ def tied_names(model_parts: Iterable[nn.Module]) -> dict[str, str]:
         names = {_plain(name): id(p) for name, p in part.named_parameters(remove_duplicate=False)}
         declared = getattr(part, "all_tied_weights_keys", None) or {}
         tied |= {
-            name: other for name, other in declared.items() if names.get(name) == names.get(other, names.get(name))
+            name: other
+            for name, other in declared.items()
+            if not {name, other} <= names.keys() or names[name] == names[other]
         }
         first: dict[int, str] = {}
         for name, identity in names.items():

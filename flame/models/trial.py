@@ -41,3 +41,16 @@ def trial_model(
         log.info("family '%s' cannot be scaled down for a trial: %s", config.model_type, reason)
         return None
     return model
+
+
+@torch.no_grad()
+def stir(model: PreTrainedModel) -> PreTrainedModel:
+    """Adds noise to every weight, and returns the model.
+
+    Families start some projections at zero, so that layers do nothing at first: a comparison of fresh models would not
+    see what becomes of their outputs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flame.config import JobConfig
 from flame.errors import ConfigError
 from flame.models.build import build_model
-from flame.models.trial import trial_model
+from flame.models.trial import stir, trial_model
 from flame.parallel.division import divide_layers, stage_layers
 from flame.parallel.split import Anatomy, anatomy, cut, layer_stack
 from flame.parallel.stage import Stage
@@ -81,7 +81,7 @@ def check_split(model_class: type[PreTrainedModel], model_config: PreTrainedConf
     model = trial_model(model_class, model_config, layers=3) or trial_model(model_class, model_config)
     if model is None:  # find_anatomy has said so already
         return
-    inputs, labels = task.sample(model.config, 2, 32, torch.Generator().manual_seed(0))
+    inputs, labels = task.sample(stir(model).config, 2, 32, torch.Generator().manual_seed(0))
     whole = copy.deepcopy(model)
     loss = task.loss_sum(whole, inputs, labels)
     loss.backward()
@@ -94,7 +94,7 @@ def check_split(model_class: type[PreTrainedModel], model_config: PreTrainedConf
         for index, layers in enumerate(division):
             part = cut(model, found, layers, index == 0, index == len(division) - 1)
             parts.append(part)
-            carried = Stage(part, found, task, None, index)(carried, labels=labels, **inputs)
+            carried = Stage(part, task, None)(carried, labels=labels, **inputs)
         carried.backward()
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -151,6 +151,6 @@ def pipeline(
     parts = []
     for index in stages_of_rank(config, layout.get_mesh("pp").get_local_rank(), len(division)):
         part = cut(model, found, division[index], index == 0, index == len(division) - 1)
-        part.forward = Stage(part, found, task, context, index)  # type: ignore[method-assign]
+        part.forward = Stage(part, task, context)  # type: ignore[method-assign]
         parts.append(Part(parallelize(part, layout, config), index))
     return Pipeline(parts, len(division), layout, config, model.config.get_text_config().hidden_size, device)

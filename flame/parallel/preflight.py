@@ -27,6 +27,8 @@ from flame.config import JobConfig
 from flame.errors import ConfigError
 from flame.models.build import build_model, plain_model
 from flame.models.config import shrink
+from flame.models.handout import hand_out
+from flame.models.trial import stir
 from flame.parallel.checks import find_anatomy
 from flame.parallel.division import divide_layers, stage_layers
 from flame.parallel.layout import Layout
@@ -95,12 +97,13 @@ def compare(trial: Trial) -> float:
     device = torch.device(compat.DEVICE_TYPE, compat.DEVICE_MODULE.current_device())
     inputs, labels = _batch(trial, small, config)
     divisor = float((labels != -100).sum())
-    reference = plain_model(trial.model_class, small, trial.model_class.init_seed).eval().to(device)  # type: ignore[attr-defined]
+    start = stir(plain_model(trial.model_class, small, seed=0).eval())
+    reference = copy.deepcopy(start).to(device)
     loss = trial.task.loss_sum(reference, {k: v.to(device) for k, v in inputs.items()}, labels.to(device)) / divisor
     loss.backward()
     expected = {name: parameter.grad for name, parameter in reference.named_parameters()}
     try:
-        passes = _laid_out(trial, small, config, found, device)
+        passes = _laid_out(trial, start, config, found, device)
         mine = _rows_of(trial.layout, inputs, labels, config.training.local_batch_size)
         share = passes.train({k: v.to(device) for k, v in mine[0].items()}, mine[1].to(device), divisor)
         passes.finish_gradients()
@@ -193,14 +196,14 @@ def _rows_of(layout: Layout, inputs: dict[str, torch.Tensor], labels: torch.Tens
 
 
 def _laid_out(
-    trial: Trial, small: PreTrainedConfig, config: JobConfig, found: Anatomy | None, device: torch.device
+    trial: Trial, start: PreTrainedModel, config: JobConfig, found: Anatomy | None, device: torch.device
 ) -> Passes:
     with torch.device("meta"):
-        model = build_model(trial.model_class, small)
+        model = build_model(trial.model_class, start.config)
     passes = build_passes(model, trial.layout, config, device, trial.task, found)
     for part in passes.parts:
         part.to_empty(device=device)
-        part.init_weights(buffer_device=None)  # type: ignore[call-arg]
+        hand_out(part, start if dist.get_rank() == 0 else None, buffer_device=None)
         part.eval()
     return passes
 

@@ -17,7 +17,7 @@ from flame.errors import ConfigError
 
 
 class Placeholder(nn.Module):
-    """Stands where a module of another stage was and gives back what it is given; adds nothing where it is given ids.
+    """Stands where a module of another stage was and gives back what it is given; adds nothing where it embeds.
 
     Attributes:
         width: length of the tuple that the replaced module returned; 0 for a bare tensor.
@@ -26,6 +26,7 @@ class Placeholder(nn.Module):
     def __init__(self, replaced: nn.Module, width: int = 0) -> None:
         super().__init__()
         self.width = width
+        self._adds = isinstance(replaced, nn.Embedding)
         # Forward passes ask layers for their kind (``attention_type``), not only for their result.
         for name, value in vars(replaced).items():
             if isinstance(value, (str, int, float, bool)) and not name.startswith("_") and name != "training":
@@ -34,8 +35,8 @@ class Placeholder(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Returns its first argument."""
         value = args[0] if args else next(iter(kwargs.values()))
-        if isinstance(value, torch.Tensor) and not value.is_floating_point():
-            value = torch.zeros((), device=value.device)
+        if isinstance(value, torch.Tensor) and (self._adds or not value.is_floating_point()):
+            value = torch.zeros((), device=value.device)  # without dimensions, so that it changes no shape and no type
         return self.wrapped(value)
 
     def wrapped(self, value: Any) -> Any:
@@ -44,7 +45,7 @@ class Placeholder(nn.Module):
 
 
 class Inlet(Placeholder):
-    """The stand-in before a stage's first layer: gives what the stage before handed on."""
+    """The stand-in before a stage's first layer, and for its embedding: gives what the stage before handed on."""
 
     value: torch.Tensor | None = None
 
@@ -176,8 +177,11 @@ def cut(model: PreTrainedModel, found: Anatomy, layers: range, is_first: bool, i
     dropped = [] if is_first else [*found.before]
     dropped += [] if is_last else [*found.after]
     for name in dropped:
-        if not (tied and is_last and stage.get_submodule(name) is embedding):
-            _replace(stage, name, Placeholder(stage.get_submodule(name)))
+        module = stage.get_submodule(name)
+        if module is not embedding:
+            _replace(stage, name, Placeholder(module))
+        elif not (tied and is_last):
+            _replace(stage, name, Inlet(module))
     stack = stage.get_submodule(found.layers)
     assert isinstance(stack, nn.ModuleList)
     for number, layer in enumerate(stack):

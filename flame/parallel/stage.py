@@ -1,13 +1,15 @@
 """What a pipeline stage does when it is called: hidden states in and out, a summed loss out of the last."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
 
+from flame.errors import ConfigError
 from flame.parallel.context import ContextParallel, Inputs
-from flame.parallel.split import Anatomy, Inlet, Outlet
+from flame.parallel.split import Inlet, Outlet
 
 
 class StageTask(Protocol):
@@ -28,43 +30,48 @@ class Stage:
     Called with what the stage before handed on [B, T, H] (the first: token ids [B, T]) and, by name, the batch itself.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, found: Anatomy, task: StageTask, context: ContextParallel | None, index: int
-    ) -> None:
-        stack = model.get_submodule(found.layers)
-        self.model, self.task, self.context, self.index = model, task, context, index
+    def __init__(self, model: PreTrainedModel, task: StageTask, context: ContextParallel | None) -> None:
+        if model.base_model is model:
+            raise ConfigError(f"{type(model).__name__} has no base model beside its head: it cannot be cut into stages")
+        self.model, self.task, self.context = model, task, context
         self._whole: Callable[..., Any] = model.forward
-        self._inlet = next((layer for layer in stack.children() if isinstance(layer, Inlet)), None)
-        self._outlet = next((layer for layer in stack.children() if isinstance(layer, Outlet)), None)
+        self._inlets = [module for module in model.modules() if isinstance(module, Inlet)]
+        self._outlet = next((module for module in model.modules() if isinstance(module, Outlet)), None)
+        self._takes_states = "inputs_embeds" in inspect.signature(model.base_model.forward).parameters
+        self._carried: torch.Tensor | None = None
 
     def __call__(
         self, carried: torch.Tensor, labels: torch.Tensor, documents: torch.Tensor | None = None, **inputs: torch.Tensor
     ) -> torch.Tensor:
         if self.context is not None:
             self.context.enter(documents)
-        if self._inlet is not None:
-            self._inlet.value = carried
+        self._carried = carried
         if self._outlet is None:
             return self.task.loss_sum(_Forward(self), inputs, labels)
-        self._run(self.model.base_model, self.task.model_inputs(inputs))
+        self.run(self.model.base_model, self.task.model_inputs(inputs))
         handed_on, self._outlet.value = self._outlet.value, None
         assert handed_on is not None
         handed_on = handed_on.reshape(*labels.shape, -1)
         # Zero-bubble schedules detach what a stage hands on in place, which a view does not allow.
         return handed_on.clone() if handed_on._is_view() else handed_on
 
-    def _run(self, forward: Callable[..., Any], inputs: Inputs) -> Any:
-        """Runs a forward pass whose token ids give way to what was handed on."""
-        if self._inlet is not None and self._inlet.value is not None:
+    def run(self, forward: Callable[..., Any], inputs: Inputs) -> Any:
+        """Runs a forward pass in which token ids give way to what was handed on."""
+        carried, self._carried = self._carried, None
+        assert carried is not None
+        if self._inlets:
             ids = inputs["input_ids"]
-            hidden = self._inlet.value.reshape(*ids.shape, -1)
-            inputs = {name: value for name, value in inputs.items() if name != "input_ids"}
-            self._inlet.value, inputs["inputs_embeds"] = hidden, hidden
+            hidden = carried.reshape(*ids.shape, -1)
+            for inlet in self._inlets:
+                inlet.value = hidden
+            if self._takes_states:
+                inputs = {name: value for name, value in inputs.items() if name != "input_ids"}
+                inputs["inputs_embeds"] = hidden
         try:
             return forward(**inputs)
         finally:
-            if self._inlet is not None:
-                self._inlet.value = None
+            for inlet in self._inlets:
+                inlet.value = None
 
 
 class _Forward:
@@ -76,4 +83,4 @@ class _Forward:
         self.get_output_embeddings = stage.model.get_output_embeddings
 
     def __call__(self, **inputs: Any) -> Any:
-        return self._stage._run(self._stage._whole, inputs)
+        return self._stage.run(self._stage._whole, inputs)

@@ -17,8 +17,7 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.distributed.pipelining import schedules
-from torch.distributed.tensor import DTensor, _redistribute
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import PreTrainedModel, masking_utils
 
@@ -68,12 +67,7 @@ def fake_world(rank: int, size: int) -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
-        # What DTensor remembers of meshes would lead the next rank to groups that are gone.
-        _clear_sharding_prop_cache()
-        for remembered in vars(_redistribute).values():
-            if hasattr(remembered, "cache_clear"):
-                remembered.cache_clear()
+        compat.end_process_groups()
 
 
 def rehearse(job: Job, rank: int, world_size: int, found: Anatomy | None) -> RankPlan:

@@ -314,7 +314,8 @@ class Log:
         for entry in map(json.loads, lines):
             cell = Cell(**{name: value for name, value in entry.items() if name != "versions"})
             kept = {"equal", "none"} if again else {"equal", "none", "refused", "untrained"}
-            self.cells.pop((cell.family, cell.layout), None)
+            for old in (cell.layout, "one"):  # what could not be trained once may be by now
+                self.cells.pop((cell.family, old), None)
             if entry["versions"] == versions() and cell.outcome in kept:
                 self.cells[cell.family, cell.layout] = cell
 

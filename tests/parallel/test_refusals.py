@@ -63,7 +63,7 @@ def trained(
         (
             {**LLAMA, "model_type": "mixtral", "num_local_experts": 3},
             "dp2 ep2",
-            "does not divide num_local_experts = 3",
+            "= 3 of the model",
         ),
     ],
 )
@@ -108,7 +108,7 @@ def test_a_family_that_mixes_positions_trains_in_stages(materials: Materials, po
 @pytest.mark.parametrize(
     "model, layout, patch, said",
     [
-        (LLAMA, "cp2", "local_positions", "under context 2 differs from one device: gradient of model."),
+        (LLAMA, "cp2", "local_positions", "under context 2 differs from one device: the gradient of model."),
         (LLAMA, "pp2", "undivided_pipeline_loss", "under pipeline 2 differs from one device"),
         ({**LLAMA, "tie_word_embeddings": True}, "pp2", "untied_gradients", "gradient of model.embed_tokens.weight"),
         ({**LLAMA, "model_type": "qwen3"}, "tp2", "partial_gradients", "self_attn.q_norm.weight"),
@@ -164,10 +164,9 @@ def test_families_that_change_their_embeddings_can_be_cut(task: Task, family: st
     pipelined(task, family)
 
 
-@pytest.mark.parametrize("family", ["nanochat", "gemma2"])
-def test_a_naive_cut_would_be_noticed(task: Task, family: str, naive_cut: None) -> None:
+def test_a_naive_cut_would_be_noticed(task: Task, naive_cut: None) -> None:
     with pytest.raises(ConfigError, match="cannot be cut into stages: the (loss|gradient)"):
-        pipelined(task, family)
+        pipelined(task, "nanochat")
 
 
 def test_the_loss_of_a_layout_starts_from_imported_weights(materials: Materials, pool: Pool, tmp_path: Path) -> None:
