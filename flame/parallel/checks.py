@@ -96,6 +96,8 @@ def check_split(model_class: type[PreTrainedModel], model_config: PreTrainedConf
             parts.append(part)
             carried = Stage(part, task, None)(carried, labels=labels, **inputs)
         carried.backward()
+    except ConfigError as error:
+        raise ConfigError(f"parallelism.pipeline_parallel_degree: {error}; set the degree to 1") from error
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{refusal}{remedy} ({type(error).__name__}: {reason})") from error

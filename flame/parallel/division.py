@@ -74,20 +74,28 @@ def stages_of_rank(config: JobConfig, rank: int, stages: int) -> list[int]:
 
 
 def divide_layers(count: int, stages: int, first_less: int, last_less: int) -> list[range]:
-    """Shares ``count`` layers out over stages; the first and the last count as having some more already.
+    """Shares ``count`` layers out over stages, at least one to each.
+
+    Args:
+        count: number of layers.
+        stages: number of stages.
+        first_less: layers that what comes before the layers counts for.
+        last_less: layers that what comes after them counts for.
 
     Raises:
-        ConfigError: a stage would have no layer.
+        ConfigError: there are fewer layers than stages.
     """
-    total = count + first_less + last_less
-    sizes = [total // stages + (index < total % stages) for index in range(stages)]
-    sizes[0] -= first_less
-    sizes[-1] -= last_less
-    if min(sizes) < 1:
+    if count < stages:
         raise ConfigError(
-            f"{count} layers on {stages} pipeline stages leave a stage without any; use fewer stages, or lower "
-            "parallelism.pipeline_parallel_first_stage_less_layers and pipeline_parallel_last_stage_less_layers"
+            f"{count} layers cannot be shared out over {stages} pipeline stages; lower "
+            "parallelism.pipeline_parallel_degree, or take a schedule with fewer stages per rank"
         )
+    sizes = [1] * stages
+    for _ in range(count - stages):
+        loads = list(sizes)
+        loads[0] += first_less
+        loads[-1] += last_less
+        sizes[loads.index(min(loads))] += 1
     return _ranges(sizes)
 
 

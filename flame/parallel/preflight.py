@@ -98,7 +98,8 @@ def compare(trial: Trial) -> float:
     inputs, labels = _batch(trial, small, config)
     divisor = float((labels != -100).sum())
     start = stir(plain_model(trial.model_class, small, seed=0).eval())
-    reference = copy.deepcopy(start).to(device)
+    reference: Any = copy.deepcopy(start)
+    reference.to(device)
     loss = trial.task.loss_sum(reference, {k: v.to(device) for k, v in inputs.items()}, labels.to(device)) / divisor
     loss.backward()
     expected = {name: parameter.grad for name, parameter in reference.named_parameters()}

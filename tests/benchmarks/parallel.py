@@ -227,7 +227,7 @@ def unsharded_side(folder: Path, options: argparse.Namespace) -> tuple[Step, int
 
     def step() -> None:
         inputs, labels = next(data)
-        torch._foreach_copy_([parameter.detach() for parameter in low], [weight.detach() for weight in weights])
+        torch._foreach_copy_([parameter.detach() for parameter in low], [weight.detach() for weight in weights])  # pyright: ignore[reportPrivateImportUsage]
         logits = model(**inputs).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
         loss.backward()

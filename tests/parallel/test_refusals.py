@@ -59,7 +59,7 @@ def trained(
         (LLAMA, "tp4", "tensor_parallel_degree = 4 does not divide num_key_value_heads = 2"),
         (EMA, "tp2", "family 'ema_lm' has no tensor-parallel plan"),
         (LLAMA, "dp2 ep2", "family 'llama' has no expert-parallel plan"),
-        (LLAMA, "pp4", "2 layers on 4 pipeline stages leave a stage without any"),
+        (LLAMA, "pp4", "2 layers cannot be shared out over 4 pipeline stages"),
         (
             {**LLAMA, "model_type": "mixtral", "num_local_experts": 3},
             "dp2 ep2",

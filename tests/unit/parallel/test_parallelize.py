@@ -96,7 +96,7 @@ def test_compiling_without_a_compiler_is_one_error(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(compat, "DEVICE_TYPE", "cpu")
     with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
-        compile_layers(llama(), "inductor")
+        compile_layers(layer_stack(llama()), "inductor")
 
 
 def test_bfloat16_computes_and_float32_keeps(process_group: None) -> None:
