@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flame.config import JobConfig
 from flame.errors import ConfigError
-from flame.models.build import build_model
+from flame.models.build import build_model, plain_model
 from flame.models.trial import stir, trial_model
 from flame.parallel.division import divide_layers, stage_layers
 from flame.parallel.split import Anatomy, anatomy, cut, layer_stack
@@ -78,17 +78,19 @@ def check_split(model_class: type[PreTrainedModel], model_config: PreTrainedConf
     Raises:
         ConfigError: loss or a gradient differs, or a stage does not run.
     """
-    model = trial_model(model_class, model_config, layers=3) or trial_model(model_class, model_config)
-    if model is None:  # find_anatomy has said so already
+    tried = trial_model(model_class, model_config, layers=3) or trial_model(model_class, model_config)
+    if tried is None:  # find_anatomy has said so already
         return
-    inputs, labels = task.sample(stir(model).config, 2, 32, torch.Generator().manual_seed(0))
+    # A fresh one: some families change their layers the first time they run.
+    model = stir(plain_model(model_class, tried.config, seed=0).eval())
+    inputs, labels = task.sample(tried.config, 2, 32, torch.Generator().manual_seed(0))
     whole = copy.deepcopy(model)
     loss = task.loss_sum(whole, inputs, labels)
     loss.backward()
     refusal = f"parallelism.pipeline_parallel_degree: family '{model_config.model_type}' cannot be cut into stages: "
     remedy = "its layers share more than the hidden states; set the degree to 1"
     try:
-        found = anatomy(model)
+        found = anatomy(tried)
         division = divide_layers(len(layer_stack(model)), min(3, len(layer_stack(model))), 0, 0)
         carried, parts = inputs["input_ids"], []
         for index, layers in enumerate(division):

@@ -227,7 +227,7 @@ class Bench:
         try:
             values = small_family(model_type)
         except Exception as error:  # whatever a config class raises for its own defaults
-            return Cell(model_type, "one", "untrained", _brief(model_type, f"{type(error).__name__}: {error}"))
+            return Cell(model_type, "one", "untrained", _brief(f"{type(error).__name__}: {error}"))
         run, cell = self._train(model_type, values, "one", {}, world=1)
         if run is None:
             return replace(cell, outcome="untrained")
@@ -261,7 +261,7 @@ class Bench:
             return None, Cell(model_type, layout, outcome, reason, detail=str(error)[-4000:])
         if not run.code:
             return run, Cell(model_type, layout, "equal")
-        reason, refused = _brief(model_type, run.output), run.output.startswith("ConfigError: ")
+        reason, refused = _brief(run.output), run.output.startswith("ConfigError: ")
         detail = self.pool._log.read_text()[-4000:]
         return None, Cell(model_type, layout, "refused" if refused else "crash", reason, detail=detail)
 
@@ -285,14 +285,15 @@ def difference(run: Run, reference: Run, tolerance: float) -> str:
     return ""
 
 
-def _brief(model_type: str, error: str) -> str:
+def _brief(error: str) -> str:
     """An error without what is particular to one family, so that equal reasons are equal."""
-    text = " ".join(error.split()).removeprefix("ConfigError: ").replace(f"family '{model_type}'", "the family")
+    text = " ".join(error.split()).removeprefix("ConfigError: ")
+    text = re.sub(r"family '[^']+'", "the family", text)
     text = re.sub(r"parallelism\.\w+( = \d+)?: |model\.config '/[^']+' is refused by the family: ", "", text)
     text = re.sub(r"'/[^']+'", "'...'", text)
     text = re.split(r"; the likely cause|; set |; use |; choose |\. Use another layout|, or parallelism\.", text)[0]
     text = re.sub(r"differs from one device: the .*", "differs from one device", text)
-    text = re.sub(r"the loss is \S+ instead of \S+|the gradient of \S+ is \S+ off", "figures differ", text)
+    text = re.sub(r"the loss is \S+ instead of [^;]+|the gradient of \S+ is \S+ off", "figures differ", text)
     text = re.sub(r"\b[A-Z]\w+(ForCausalLM|LMHeadModel|LMHead|Model|Config|Decoder\w*)\b", "the model", text)
     text = re.sub(r"\b\w+(\.\w+){2,}", "...", text)
     text = re.sub(r"[-\d][\d.e+-]{2,}", "N", text)
