@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -171,6 +172,20 @@ def end_process_groups() -> None:
     for remembered in vars(_redistribute).values():
         if hasattr(remembered, "cache_clear"):
             remembered.cache_clear()
+
+
+@cache
+def prefer_torch_without_triton() -> None:
+    """Lets families of transformers keep their PyTorch code where fla's Triton kernels cannot run:
+    transformers/integrations/hub_kernels.py:990 takes a kernel whenever fla can be imported, on a CPU too."""
+    if DEVICE_TYPE == "cpu":
+        # Late: transformers takes two seconds to import, and not every user of this module needs it.
+        import transformers.integrations.hub_kernels as hub_kernels
+
+        decorate = hub_kernels.use_kernel_func_from_hub_with_fallback
+        hub_kernels.use_kernel_func_from_hub_with_fallback = lambda name, package, internal_path=None: decorate(
+            name, f"{package}_needs_an_accelerator", internal_path
+        )
 
 
 def use_checkpoint_manager(manager: type) -> None:

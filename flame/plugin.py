@@ -18,6 +18,7 @@ import torch.nn as nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from flame import compat
 from flame.errors import ConfigError, closest
 
 ENTRY_POINTS = "flame.plugins"
@@ -71,6 +72,7 @@ def load_plugin(model_type: str, plugin_path: str = "") -> ModelPlugin:
         importlib.import_module("fla.models")
         return ModelPlugin(model_type, documents="cu_seqlens", needs_triton=True, origin="fla")
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        compat.prefer_torch_without_triton()
         return ModelPlugin(model_type, origin="transformers")
     known = [*custom_families(), *fla_families(), *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
     where = (

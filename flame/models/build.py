@@ -41,7 +41,10 @@ class TitanMixin:
             super().init_weights()  # type: ignore[misc]
             return
         assert isinstance(self, PreTrainedModel)
-        reference = plain_model(self.plain_class, self.config, self.init_seed) if dist.get_rank() == 0 else None
+        config = copy.deepcopy(self.config)
+        if self.config._attn_implementation not in ("sdpa", "flash_attention_2", "flex_attention"):
+            config._attn_implementation = "eager"  # some constructors do not know context parallelism's
+        reference = plain_model(self.plain_class, config, self.init_seed) if dist.get_rank() == 0 else None
         hand_out(self, reference, buffer_device)
 
 

@@ -73,7 +73,8 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _check_spelling(name: str, values: dict[str, Any], default: PreTrainedConfig) -> None:
     """HuggingFace configs keep any key they are given, so a misspelt size would silently be the default one. Keys that
     resemble none are let through: configs of the hub carry many of other tools."""
-    known = {*default.to_dict(), *default.attribute_map, *inspect.signature(type(default).__init__).parameters}
+    own = inspect.signature(type(default).__init__).parameters
+    known = {*TOKEN_IDS, *default.to_dict(), *default.attribute_map, *own}
     for key in values.keys() - known:
         similar = difflib.get_close_matches(key, known - values.keys(), n=1, cutoff=0.85)
         if similar:
@@ -88,9 +89,10 @@ def fit_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) 
     """
     for name in TOKEN_IDS:
         setattr(config, name, getattr(tokenizer, name))
-    grows = len(tokenizer) > config.vocab_size
+    text = config.get_text_config()
+    grows = len(tokenizer) > text.vocab_size
     if grows:
-        config.vocab_size = len(tokenizer)
+        text.vocab_size = len(tokenizer)
     return grows
 
 

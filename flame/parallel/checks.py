@@ -97,6 +97,9 @@ def check_split(model_class: type[PreTrainedModel], model_config: PreTrainedConf
             part = cut(model, found, layers, index == 0, index == len(division) - 1)
             parts.append(part)
             carried = Stage(part, task, None)(carried, labels=labels, **inputs)
+            width = model.config.get_text_config().hidden_size
+            if carried.dim() and carried.shape[-1] != width:
+                raise ValueError(f"layers hand on {carried.shape[-1]} numbers per position instead of {width}")
         carried.backward()
     except ConfigError as error:
         raise ConfigError(f"parallelism.pipeline_parallel_degree: {error}; set the degree to 1") from error

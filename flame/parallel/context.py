@@ -204,12 +204,17 @@ class ContextParallel:
         query, key, value = (self._positions_for_heads(states) for states in (query, key, value))
         groups = getattr(module, "num_key_value_groups", 1)
         module.num_key_value_groups = query.shape[1] // key.shape[1]  # type: ignore[assignment]
+        sinks = module._parameters.get("sinks")  # GPT-OSS: a learned score per head that attends to nothing
+        if sinks is not None:
+            module._parameters["sinks"] = sinks.chunk(self.ranks)[self.rank]  # type: ignore[assignment]
         try:
             if mask is None and self._base != "sdpa":
                 mask = self._lower_right(query.shape[2], query.shape[2], query)
             result = self._base_attention(module, query, key, value, mask, options)  # [B, T, H / ranks, D]
         finally:
             module.num_key_value_groups = groups  # type: ignore[assignment]
+            if sinks is not None:
+                module._parameters["sinks"] = sinks
         return self._heads_for_positions(result)
 
     def _positions_for_heads(self, states: torch.Tensor) -> torch.Tensor:

@@ -41,7 +41,7 @@ from flame.tokenizer.cache import cache_folder
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 """Largest relative difference of loss or a gradient; sums in another order differ by 1e-6 in float32."""
 
 _LENGTH = 64  # at least so many positions

@@ -1,5 +1,6 @@
 """Data parallelism by FSDP2: parameters in shards, gradients summed."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from flame import compat
 from flame.config import JobConfig
 from flame.parallel.layout import Layout
-from flame.parallel.split import Placeholder
+from flame.parallel.split import Placeholder, ends
 
 
 def shard(
@@ -38,10 +39,13 @@ def shard(
     reshard = wish == "always" or (wish == "default" and spare)
     for module in experts:
         fully_shard(module, **{**options, "mesh": layout.expert_data_mesh}, reshard_after_forward=reshard)
+    layers = [layer for layer in layers if not isinstance(layer, Placeholder)]
+    held = Counter(parameter for layer in layers for parameter in set(layer.parameters()))
     for layer in layers:
-        if not isinstance(layer, Placeholder):
+        # Weights that layers share (Zamba's attention) must be gathered once, by the group of the root.
+        if all(held[parameter] == 1 for parameter in layer.parameters()):
             fully_shard(layer, **options, reshard_after_forward=reshard)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = ends(model)
     # A tied weight must be gathered once, by the group of the root; two groups would each hold half its gradient.
     if not (isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear) and embedding.weight is head.weight):
         # The backward pass begins with the head, so resharding it after the forward pass would only gather it twice.

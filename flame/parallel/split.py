@@ -34,9 +34,9 @@ class Placeholder(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Returns its first argument."""
-        value = args[0] if args else next(iter(kwargs.values()))
-        if isinstance(value, torch.Tensor) and (self._adds or not value.is_floating_point()):
-            value = torch.zeros((), device=value.device)  # without dimensions, so that it changes no shape and no type
+        value = kwargs.get("inputs_embeds", args[0] if args else next(iter(kwargs.values()), None))
+        if self._adds or (isinstance(value, torch.Tensor) and not value.is_floating_point()):
+            value = torch.zeros(())  # without dimensions, so that it changes no shape and no type
         return self.wrapped(value)
 
     def wrapped(self, value: Any) -> Any:
@@ -79,6 +79,17 @@ class Anatomy:
     """Length of the tuple a layer returns; 0 for a bare tensor."""
 
 
+def ends(model: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | None]:
+    """The model's embedding and its head; None for one that another stage has."""
+    found = []
+    for end in (model.get_input_embeddings, model.get_output_embeddings):
+        try:
+            found.append(end())
+        except AttributeError:  # a part of a module whose place a placeholder takes
+            found.append(None)
+    return found[0], found[1]
+
+
 def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
     """The model's decoder layers: the one list of modules whose classes the family says not to split, or ``layers``.
 
@@ -96,7 +107,8 @@ def layer_stack_name(model: PreTrainedModel) -> str:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module):
             kinds = {type(layer).__name__ for layer in module if not isinstance(layer, Placeholder)}
-            if kinds <= unsplit or (name.rpartition(".")[2] in ("layers", "h", "blocks") and name.count(".") <= 2):
+            named = name.rpartition(".")[2] in ("layers", "layer", "h", "blocks") and name.count(".") <= 2
+            if kinds <= unsplit or named:
                 return name
     raise ConfigError(
         f"{type(model).__name__} has no list of layers flame can find; name their class in _no_split_modules"
@@ -178,10 +190,13 @@ def cut(model: PreTrainedModel, found: Anatomy, layers: range, is_first: bool, i
     dropped += [] if is_last else [*found.after]
     for name in dropped:
         module = stage.get_submodule(name)
-        if module is not embedding:
+        held = next((path for path, part in module.named_modules() if part is embedding), None)
+        if held != "":
             _replace(stage, name, Placeholder(module))
         elif not (tied and is_last):
             _replace(stage, name, Inlet(module))
+        if tied and is_last and held and "." not in held:  # BERT's, in a module with other embeddings
+            setattr(stage.get_submodule(name), held, embedding)
     stack = stage.get_submodule(found.layers)
     assert isinstance(stack, nn.ModuleList)
     for number, layer in enumerate(stack):

@@ -7,9 +7,8 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from flame.errors import ConfigError
 from flame.parallel.context import ContextParallel, Inputs
-from flame.parallel.split import Inlet, Outlet
+from flame.parallel.split import Inlet, Outlet, layer_stack_name
 
 
 class StageTask(Protocol):
@@ -31,13 +30,14 @@ class Stage:
     """
 
     def __init__(self, model: PreTrainedModel, task: StageTask, context: ContextParallel | None) -> None:
-        if model.base_model is model:
-            raise ConfigError(f"{type(model).__name__} has no base model beside its head: it cannot be cut into stages")
         self.model, self.task, self.context = model, task, context
         self._whole: Callable[..., Any] = model.forward
         self._inlets = [module for module in model.modules() if isinstance(module, Inlet)]
         self._outlet = next((module for module in model.modules() if isinstance(module, Outlet)), None)
-        self._takes_states = "inputs_embeds" in inspect.signature(model.base_model.forward).parameters
+        # Llama 4 names another attribute as its base model than the one it has, and then the base is the model itself.
+        whole = model.base_model is model
+        self._base = model.get_submodule(layer_stack_name(model).partition(".")[0]) if whole else model.base_model
+        self._takes_states = "inputs_embeds" in inspect.signature(self._base.forward).parameters
         self._carried: torch.Tensor | None = None
 
     def __call__(
@@ -48,7 +48,7 @@ class Stage:
         self._carried = carried
         if self._outlet is None:
             return self.task.loss_sum(_Forward(self), inputs, labels)
-        self.run(self.model.base_model, self.task.model_inputs(inputs))
+        self.run(self._base, self.task.model_inputs(inputs))
         handed_on, self._outlet.value = self._outlet.value, None
         assert handed_on is not None
         handed_on = handed_on.reshape(*labels.shape, -1)

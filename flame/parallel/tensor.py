@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.distributed.expert_parallel import apply_expert_parallelism
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
-from flame.parallel.split import Placeholder
+from flame.parallel.split import Placeholder, ends
 
 GRADIENT_SUM = "replicated_with_grad_allreduce"
 
@@ -29,10 +29,11 @@ def apply_tensor_parallel(model: PreTrainedModel, mesh: DeviceMesh, expert_paral
         expert_parallel: whether experts are left to ``apply_expert_parallel``.
     """
     plan = expanded(model, tensor_plan(model, expert_parallel))
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = ends(model)
     tied = _shares_weight(head, embedding)
-    summed = {name for name, style in plan.items() if style == GRADIENT_SUM}
     modules = dict(model.named_modules())
+    summed = {name for name, style in plan.items() if style == GRADIENT_SUM}
+    summed |= {name for name, module in modules.items() if _is_split_activation(name, module, plan)}
     left = summed | {f"{name}.weight" for name, module in modules.items() if tied and module is head}
     apply_tensor_parallelism(model, mesh, {name: style for name, style in plan.items() if name not in left})
     for name in summed & modules.keys():
@@ -73,6 +74,13 @@ def expanded(model: PreTrainedModel, plan: dict[str, str]) -> dict[str, str]:
     modules = dict(model.named_modules())
     found = model._expand_parallel_plan(plan)
     return {name: style for name, style in found.items() if not isinstance(modules.get(name), Placeholder)}
+
+
+def _is_split_activation(name: str, module: nn.Module, plan: dict[str, str]) -> bool:
+    """Whether a module is an activation with parameters of its own (xIELU) between columns and rows."""
+    parent, _, leaf = name.rpartition(".")
+    between = any(style == "rowwise" and other.rpartition(".")[0] == parent for other, style in plan.items())
+    return between and leaf.startswith("act") and bool(module._parameters) and name not in plan
 
 
 def sum_gradients(module: nn.Module, group: dist.ProcessGroup) -> None:

@@ -11,6 +11,8 @@ import torch.nn as nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from flame.parallel.split import ends
+
 
 class TiedEmbedding:
     """The copies that this rank's stages hold; collective over the pipeline.
@@ -61,7 +63,7 @@ class TiedEmbedding:
 
 
 def _embedding(model: PreTrainedModel) -> nn.Parameter | None:
-    embedding = model.get_input_embeddings()
+    embedding, _ = ends(model)
     return embedding.weight if isinstance(embedding, nn.Embedding) else None  # type: ignore[return-value]
 
 
