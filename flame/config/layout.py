@@ -119,6 +119,17 @@ def _check_pipeline(config: JobConfig) -> None:
     layout = config.parallelism
     if layout.pipeline_parallel_degree == 1:
         return
+    if layout.pipeline_parallel_schedule_csv:
+        raise ConfigError(
+            f"parallelism.pipeline_parallel_schedule_csv = '{layout.pipeline_parallel_schedule_csv}' is not supported; "
+            "remove it and name a pipeline_parallel_schedule."
+        )
+    overlaps = layout.pipeline_parallel_expert_parallel_overlap and layout.expert_parallel_degree > 1
+    if overlaps and layout.pipeline_parallel_schedule.lower() == "dualpipev":
+        raise ConfigError(
+            "parallelism.pipeline_parallel_schedule = 'DualPipeV' does not overlap the traffic of experts here; set "
+            "pipeline_parallel_expert_parallel_overlap = false."
+        )
     if config.compile.enable and layout.pipeline_parallel_schedule.lower() in _ZERO_BUBBLE:
         raise ConfigError(
             f"parallelism.pipeline_parallel_schedule = '{layout.pipeline_parallel_schedule}' computes gradients of "

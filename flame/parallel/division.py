@@ -6,13 +6,25 @@ from torch.distributed.pipelining.schedules import (
     PipelineScheduleMulti,
     ScheduleDualPipeV,
     ScheduleZBVZeroBubble,
-    _PipelineScheduleRuntime,
     get_schedule_class,
 )
 
 from flame.config import JobConfig
-from flame.errors import ConfigError
+from flame.errors import ConfigError, closest
 from flame.parallel.split import Anatomy
+
+SCHEDULES = (
+    "1F1B",
+    "GPipe",
+    "Interleaved1F1B",
+    "LoopedBFS",
+    "InterleavedZeroBubble",
+    "ZBVZeroBubble",
+    "DualPipeV",
+)
+"""Names ``parallelism.pipeline_parallel_schedule`` may have."""
+
+_V_SHAPED = (ScheduleZBVZeroBubble, ScheduleDualPipeV)
 
 
 def schedule_class(config: JobConfig) -> type:
@@ -21,13 +33,13 @@ def schedule_class(config: JobConfig) -> type:
     Raises:
         ConfigError: no such schedule.
     """
-    layout = config.parallelism
-    if layout.pipeline_parallel_schedule_csv:
-        return _PipelineScheduleRuntime
-    try:
-        return get_schedule_class(layout.pipeline_parallel_schedule)
-    except ValueError as error:
-        raise ConfigError(f"parallelism.pipeline_parallel_schedule: {error}") from error
+    name = config.parallelism.pipeline_parallel_schedule
+    if name.lower() not in map(str.lower, SCHEDULES):
+        raise ConfigError(
+            f"parallelism.pipeline_parallel_schedule = '{name}' must be one of {', '.join(SCHEDULES)}."
+            f"{closest(name, SCHEDULES)}"
+        )
+    return get_schedule_class(name)
 
 
 def stage_layers(config: JobConfig, count: int, found: Anatomy) -> list[range]:
@@ -53,8 +65,9 @@ def stage_layers(config: JobConfig, count: int, found: Anatomy) -> list[range]:
         stages = -(-(count + first + last) // layout.pipeline_parallel_layers_per_stage)
     else:
         stages = ranks * (2 if several else 1)
-    if stages % ranks or (stages == ranks) == several:
-        wanted = "at least two stages" if several else "one stage"
+    v_shaped = issubclass(schedule_class(config), _V_SHAPED)
+    if stages % ranks or (stages == ranks) == several or (v_shaped and stages != 2 * ranks):
+        wanted = "two stages" if v_shaped else "at least two stages" if several else "one stage"
         raise ConfigError(
             f"parallelism: {stages} pipeline stages on {ranks} ranks do not go with schedule "
             f"'{layout.pipeline_parallel_schedule}', which wants {wanted} per rank; change "
@@ -68,7 +81,7 @@ def stage_layers(config: JobConfig, count: int, found: Anatomy) -> list[range]:
 def stages_of_rank(config: JobConfig, rank: int, stages: int) -> list[int]:
     """Numbers of the stages that a pipeline rank holds; V-shaped schedules come back to the first rank."""
     ranks = config.parallelism.pipeline_parallel_degree
-    if issubclass(schedule_class(config), (ScheduleZBVZeroBubble, ScheduleDualPipeV)):
+    if issubclass(schedule_class(config), _V_SHAPED):
         return [rank, 2 * ranks - 1 - rank]
     return list(range(rank, stages, ranks))
 

@@ -107,8 +107,6 @@ class Pipeline:
                     f"parallelism.pipeline_parallel_schedule = '{layout.pipeline_parallel_schedule}' with {rows} rows "
                     f"in micro-batches of {size}: {error} Change training.local_batch_size"
                 ) from error
-            if layout.pipeline_parallel_schedule_csv:
-                schedule._load_csv(layout.pipeline_parallel_schedule_csv)  # type: ignore[union-attr]
             self._schedules[rows] = schedule
         return self._schedules[rows]
 

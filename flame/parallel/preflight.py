@@ -164,10 +164,10 @@ def _cut_small(config: JobConfig, found: Anatomy, stages: int, layers: int) -> N
 
 
 def _microbatches(config: JobConfig) -> int:
-    """How many micro-batches the job's schedule gets; a few are enough where their number is free."""
+    """How many micro-batches the small job's schedule gets: the large one's, or as many as show every kind of turn."""
     layout = config.parallelism
     count = config.training.local_batch_size // layout.pipeline_parallel_microbatch_size
-    return count if layout.pipeline_parallel_schedule_csv else min(count, 4 * layout.pipeline_parallel_degree)
+    return min(count, 4 * layout.pipeline_parallel_degree)
 
 
 def _depth(trial: Trial, model_config: PreTrainedConfig) -> int:

@@ -18,7 +18,7 @@ from flame.tasks.base import Task
 from flame.tasks.causal_lm import CausalLM, CausalLMOptions
 from flame.tokenizer import load_tokenizer
 from flame.train import prepare
-from tests.parallel.parity import layout_keys
+from tests.parallel.parity import SCHEDULE, layout_keys
 from tests.runs import FAMILIES, LLAMA, Materials, Pool, Run, write_job
 
 EMA = {"model_type": "ema_lm", "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2}
@@ -77,8 +77,12 @@ def test_what_does_not_divide_or_has_no_plan(
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"parallelism.pipeline_parallel_schedule": "2F2B"}, "Unknown schedule name '2F2B'"),
+        ({"parallelism.pipeline_parallel_schedule": "2F2B"}, "must be one of 1F1B, GPipe"),
         ({"parallelism.pipeline_parallel_layers_per_stage": 2}, "wants one stage per rank"),
+        (
+            {"parallelism.pipeline_parallel_layers_per_stage": 1, SCHEDULE: "ZBVZeroBubble"},
+            "wants two stages per rank",
+        ),
         (
             {"parallelism.module_fqns_per_model_part": [["layers.0"], ["layers.2"]]},
             "names layers.2 where layer 1 is due",

@@ -82,6 +82,17 @@ def test_layouts_that_fit_the_world(arguments, world_size):
         (["--parallelism.context_parallel_degree=2", "--parallelism.context_parallel_load_balancer=ptrr"], 2, "'none'"),
         (["--parallelism.pipeline_parallel_degree=2", "--training.local_batch_size=1"], 2, "as many micro-batches"),
         (
+            ["--parallelism.pipeline_parallel_degree=2", "--parallelism.pipeline_parallel_schedule_csv=order.csv"],
+            2,
+            "name a pipeline_parallel_schedule",
+        ),
+        (
+            ["--parallelism.pipeline_parallel_degree=2", "--parallelism.pipeline_parallel_schedule=DualPipeV"]
+            + ["--parallelism.expert_parallel_degree=2"],
+            4,
+            "pipeline_parallel_expert_parallel_overlap = false",
+        ),
+        (
             ["--parallelism.pipeline_parallel_degree=2", "--parallelism.pipeline_parallel_microbatch_size=3"],
             2,
             "is not a multiple of parallelism.pipeline_parallel_microbatch_size = 3",
