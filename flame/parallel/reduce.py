@@ -24,8 +24,8 @@ def sum_over_data(
     """
     packed = torch.stack([value.detach().double().to(compat.DEVICE_TYPE) for value in figures.values()])
     reduction = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[operation]
-    for name in ("loss", "pp") if shares else ("batch",):
-        mesh = parallel_dims.get_optional_mesh(name)
-        if mesh is not None:
-            dist.all_reduce(packed, op=reduction, group=mesh.get_group())
+    spread = {"loss": parallel_dims.dp_cp_enabled, "pp": parallel_dims.pp_enabled}
+    for name, wide in (spread if shares else {"batch": parallel_dims.dp_enabled}).items():
+        if wide:
+            dist.all_reduce(packed, op=reduction, group=parallel_dims.get_mesh(name).get_group())
     return dict(zip(figures, packed.tolist(), strict=True))

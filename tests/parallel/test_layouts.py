@@ -41,8 +41,8 @@ ROWS = "training.local_batch_size"
         ("odd", "rep2 tp2"),
         ("odd", "dp2 pp2"),
         ("odd tied", "dp2 tp2 pp2"),
-        ("odd", "dp2 tp2 cp2"),
-        ("odd", "rep2 dp2 tp2"),
+        pytest.param("odd", "dp2 tp2 cp2", marks=pytest.mark.slow),
+        pytest.param("odd", "rep2 dp2 tp2", marks=pytest.mark.slow),
         ("odd", "tp2 pp2 cp2"),
     ],
 )
@@ -137,7 +137,7 @@ def test_families_with_more_to_them_equal_one_process(train: Train, model: str, 
     assert_equal_runs(train(model, layout=layout), train(model))
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2", "cp2", "tp2 pp2 cp2"])
+@pytest.mark.parametrize("layout", ["tp2", "pp2", "pp2 cp2"])
 def test_validation_in_a_layout_equals_one_process(train: Train, materials: Materials, layout: str) -> None:
     validation = {
         "validation.enable": True,
