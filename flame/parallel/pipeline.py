@@ -61,8 +61,7 @@ class Pipeline:
 
     def train(self, inputs: Inputs, labels: torch.Tensor, divisor: float) -> torch.Tensor:
         """Forward and backward over a batch; returns its summed loss over ``divisor``, zero but on the last stage."""
-        loss = self._step(inputs, labels, divisor, train=True)
-        return loss
+        return self._step(inputs, labels, divisor, train=True)
 
     def evaluate(self, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
         """The summed loss of a batch without gradients, zero but on the last stage."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from flame import compat
 from flame.config import JobConfig
 from flame.parallel.layout import Layout
-from flame.parallel.split import Placeholder, ends
+from flame.parallel.split import Placeholder, ends, share_weight
 
 
 def shard(
@@ -47,7 +47,7 @@ def shard(
             fully_shard(layer, **options, reshard_after_forward=reshard)
     embedding, head = ends(model)
     # A tied weight must be gathered once, by the group of the root; two groups would each hold half its gradient.
-    if not (isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear) and embedding.weight is head.weight):
+    if not share_weight(embedding, head):
         # The backward pass begins with the head, so resharding it after the forward pass would only gather it twice.
         for module, reshard_module in ((embedding, reshard), (head, wish == "always")):
             if isinstance(module, nn.Module) and next(module.parameters(), None) is not None:

@@ -90,6 +90,11 @@ def ends(model: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | None]:
     return found[0], found[1]
 
 
+def share_weight(embedding: nn.Module | None, head: nn.Module | None) -> bool:
+    """True if the embedding is also the output head."""
+    return isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear) and head.weight is embedding.weight
+
+
 def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
     """The model's decoder layers: the one list of modules whose classes the family says not to split, or ``layers``.
 
@@ -184,8 +189,8 @@ def cut(model: PreTrainedModel, found: Anatomy, layers: range, is_first: bool, i
         is_last: whether the stage computes the loss.
     """
     stage = copy.deepcopy(model)
-    embedding, head = stage.get_input_embeddings(), stage.get_output_embeddings()
-    tied = isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding) and head.weight is embedding.weight
+    embedding, head = ends(stage)
+    tied = share_weight(embedding, head)
     dropped = [] if is_first else [*found.before]
     dropped += [] if is_last else [*found.after]
     for name in dropped:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.distributed.expert_parallel import apply_expert_parallelism
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
-from flame.parallel.split import Placeholder, ends
+from flame.parallel.split import Placeholder, ends, share_weight
 
 GRADIENT_SUM = "replicated_with_grad_allreduce"
 
@@ -30,7 +30,7 @@ def apply_tensor_parallel(model: PreTrainedModel, mesh: DeviceMesh, expert_paral
     """
     plan = expanded(model, tensor_plan(model, expert_parallel))
     embedding, head = ends(model)
-    tied = _shares_weight(head, embedding)
+    tied = share_weight(embedding, head)
     modules = dict(model.named_modules())
     summed = {name for name, style in plan.items() if style == GRADIENT_SUM}
     summed |= {name for name, module in modules.items() if _is_split_activation(name, module, plan)}
@@ -41,10 +41,6 @@ def apply_tensor_parallel(model: PreTrainedModel, mesh: DeviceMesh, expert_paral
     if tied:
         assert isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding)
         head.weight = embedding.weight
-
-
-def _shares_weight(head: Any, embedding: Any) -> bool:
-    return isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding) and head.weight is embedding.weight
 
 
 def apply_expert_parallel(model: PreTrainedModel, experts: DeviceMesh, tensor: DeviceMesh) -> list[nn.Module]:
