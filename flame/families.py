@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from flame.ops.table import KERNELS_ONLY
 from flame.plugin import custom_families, fla_families, installed_families, load_plugin, transformers_families
 from flame.utils.arguments import Arguments
 
@@ -51,14 +52,21 @@ def families() -> list[Family]:
     """Every family that ``load_plugin`` finds without a ``model.plugin_path``, the first of equal names only."""
     found = [_family(name, "custom_models") for name in custom_families()]
     found += [_family(name, "installed") for name in installed_families()]
-    has_gpu = torch.accelerator.is_available()
-    fla_note = "" if has_gpu else "Triton kernels only: needs a GPU"
-    found += [Family(name, "fla", ["causal_lm"], has_gpu, fla_note) for name in fla_families()]
+    found += [_fla_family(name) for name in fla_families()]
     found += [Family(name, "transformers", ["causal_lm"], True, "") for name in transformers_families()]
     return list({family.model_type: family for family in reversed(found)}.values())[::-1]
 
 
 def _family(model_type: str, origin: str) -> Family:
     plugin = load_plugin(model_type)
-    trains = not plugin.needs_triton or torch.accelerator.is_available()
-    return Family(model_type, origin, sorted(plugin.auto_classes), trains, "" if trains else "needs a GPU")
+    return _described(model_type, origin, sorted(plugin.auto_classes), plugin.needs_triton)
+
+
+def _fla_family(model_type: str) -> Family:
+    """Without importing fla, which takes seconds."""
+    return _described(model_type, "fla", ["causal_lm"], KERNELS_ONLY.get(model_type, ""))
+
+
+def _described(model_type: str, origin: str, heads: list[str], needs_triton: str) -> Family:
+    trains = not needs_triton or torch.accelerator.is_available()
+    return Family(model_type, origin, heads, trains, "" if trains else f"needs a GPU: {needs_triton}")

@@ -20,6 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from flame import compat
 from flame.errors import ConfigError, closest
+from flame.ops.install import install
+from flame.ops.table import KERNELS_ONLY
 
 ENTRY_POINTS = "flame.plugins"
 TASK_ENTRY_POINTS = "flame.tasks"
@@ -44,8 +46,8 @@ class ModelPlugin:
     documents: str = "position_ids"
     """How the forward pass is told where packed documents begin: ``position_ids`` or ``cu_seqlens``."""
 
-    needs_triton: bool = False
-    """True for families whose token mixers exist as Triton kernels only."""
+    needs_triton: str = ""
+    """Why the family needs a device that runs Triton, where its token mixers exist as kernels only; empty if it runs anywhere."""
 
     origin: str = "custom_models"
     """Where the family was found; filled in by ``load_plugin``."""
@@ -69,8 +71,10 @@ def load_plugin(model_type: str, plugin_path: str = "") -> ModelPlugin:
     if plugin_path and (package := _import_folder(Path(plugin_path), model_type)):
         return _plugin_of(package, model_type)
     if model_type in fla_families():
-        importlib.import_module("fla.models")
-        return ModelPlugin(model_type, documents="cu_seqlens", needs_triton=True, origin="fla")
+        install()
+        return ModelPlugin(
+            model_type, documents="cu_seqlens", needs_triton=KERNELS_ONLY.get(model_type, ""), origin="fla"
+        )
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         compat.prefer_torch_without_triton()
         return ModelPlugin(model_type, origin="transformers")

@@ -56,8 +56,8 @@ def load_job(config: JobConfig) -> Job:
     model_config, plugin = load_config(config.model.config, config.model.plugin_path)
     if plugin.needs_triton and compat.DEVICE_TYPE == "cpu":
         raise ConfigError(
-            f"family '{plugin.model_type}' exists as Triton kernels only and this machine has no accelerator; "
-            "train it on a GPU, or take a family that `flame families` lists for the CPU"
+            f"family '{plugin.model_type}' needs a GPU, and this machine has none: {plugin.needs_triton}; "
+            "train it on one, or take a family that `flame families` lists for the CPU"
         )
     tokenizer = load_tokenizer(config.model.tokenizer_path)
     grown = fit_tokenizer(model_config, tokenizer)

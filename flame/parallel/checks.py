@@ -7,13 +7,16 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flame.config import JobConfig
+from flame.config.parallelism import Parallelism
 from flame.errors import ConfigError
 from flame.models.build import build_model, plain_model
+from flame.models.families.units import units_of
 from flame.models.trial import stir, trial_model
 from flame.parallel.division import divide_layers, stage_layers
 from flame.parallel.split import Anatomy, anatomy, cut, layer_stack
 from flame.parallel.stage import Stage
 from flame.parallel.tensor import tensor_plan
+from flame.parallel.units import check_units
 from flame.tasks.base import Task
 
 _HEADS = ("num_attention_heads", "num_key_value_heads", "num_heads", "num_kv_heads")
@@ -45,7 +48,9 @@ def check_layout(
         )
     with torch.device("meta"):
         model = build_model(model_class, model_config)
-    if layout.tensor_parallel_degree > 1:
+    if units_of(model):
+        _check_units(model, layout)
+    elif layout.tensor_parallel_degree > 1:
         _check_tensor(model, layout.tensor_parallel_degree)
     if layout.expert_parallel_degree > 1:
         _check_experts(model, layout.expert_parallel_degree)
@@ -118,6 +123,16 @@ def check_split(model_class: type[PreTrainedModel], model_config: PreTrainedConf
         error = (gradients.get(name, torch.zeros_like(right)) - right).norm()
         if error > 1e-3 * right.norm() + 1e-5 * loss.item():
             raise ConfigError(f"{refusal}the gradient of {name} is {error / right.norm():.0e} off; {remedy}")
+
+
+def _check_units(model: PreTrainedModel, layout: Parallelism) -> None:
+    tensor, context = layout.tensor_parallel_degree, layout.context_parallel_degree
+    if tensor > 1:
+        check_units(model, tensor, "parallelism.tensor_parallel_degree")
+    if context > 1:
+        # Ranks of both kinds share a unit's heads.
+        key = "parallelism.context_parallel_degree" + (" x tensor_parallel_degree" if tensor > 1 else "")
+        check_units(model, tensor * context, key, mixers_only=True)
 
 
 def _check_tensor(model: PreTrainedModel, degree: int) -> None:

@@ -12,7 +12,7 @@ early and a late piece of the sequence, so that all ranks have the same number o
 
 import sys
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.distributed._functional_collectives import all_gather_tensor_autograd, all_to_all_single_autograd
@@ -22,12 +22,27 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from flame.config import JobConfig
 from flame.errors import ConfigError
 
 _numbers = count()
 
 Inputs = dict[str, torch.Tensor]
+
+
+class SplitSequence(Protocol):
+    """What passes and stages need of context parallelism, whichever way sequences are split."""
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Makes the model run on parts of sequences."""
+        ...
+
+    def shard(self, inputs: Inputs, labels: torch.Tensor) -> tuple[Inputs, torch.Tensor]:
+        """This rank's part of a batch and its labels."""
+        ...
+
+    def enter(self, documents: torch.Tensor | None) -> None:
+        """Says which documents the sequences of the coming forward pass consist of."""
+        ...
 
 
 class ContextParallel:
@@ -231,11 +246,3 @@ class ContextParallel:
         got = all_to_all_single_autograd(sent, None, None, self.group)  # [ranks, B, T / ranks, H / ranks, D]
         return got.movedim(0, 2).reshape(batch, length // self.ranks, self.ranks * heads, width)
 
-
-def context_parallel(mesh: DeviceMesh | None, config: JobConfig) -> ContextParallel | None:
-    """The job's context parallelism; None if every rank holds whole sequences."""
-    if mesh is None:
-        return None
-    layout = config.parallelism
-    balanced = layout.context_parallel_load_balancer == "headtail"
-    return ContextParallel(mesh, layout.context_parallel_rotate_method, balanced)

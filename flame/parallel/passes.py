@@ -3,15 +3,18 @@
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from flame.config import JobConfig
-from flame.parallel.context import ContextParallel, Inputs, context_parallel
+from flame.models.families.units import units_of
+from flame.parallel.context import ContextParallel, Inputs, SplitSequence
 from flame.parallel.layout import Layout
 from flame.parallel.parallelize import parallelize
 from flame.parallel.pipeline import Pipeline, pipeline
 from flame.parallel.split import Anatomy
 from flame.parallel.stage import StageTask
+from flame.parallel.unit_context import UnitContext
 
 
 class Passes:
@@ -29,7 +32,7 @@ class Passes:
         task: StageTask,
         model: PreTrainedModel | None = None,
         pipeline: Pipeline | None = None,
-        context: ContextParallel | None = None,
+        context: SplitSequence | None = None,
     ) -> None:
         assert (model is None) != (pipeline is None)
         self.task, self.model, self.pipeline, self.context = task, model, pipeline, context
@@ -105,11 +108,24 @@ def build_passes(
     Raises:
         ConfigError: the model cannot be laid out like that.
     """
-    context = context_parallel(layout.get_optional_mesh("cp"), config)
-    if context is not None:
-        context.attach(model)
+    context = split_sequence(model, layout.get_optional_mesh("cp"), config)
     if not layout.pp_enabled:
         return Passes(task, model=parallelize(model, layout, config), context=context)
     assert found is not None
     stages = pipeline(model, layout, config, device, found, task, context, parallelize)
     return Passes(task, pipeline=stages, context=context)
+
+
+def split_sequence(model: PreTrainedModel, mesh: DeviceMesh | None, config: JobConfig) -> SplitSequence | None:
+    """The job's context parallelism, attached to the model; None if every rank holds whole sequences."""
+    if mesh is None:
+        return None
+    layout = config.parallelism
+    balanced = layout.context_parallel_load_balancer == "headtail"
+    context = (
+        UnitContext(mesh)
+        if units_of(model)
+        else ContextParallel(mesh, layout.context_parallel_rotate_method, balanced)
+    )
+    context.attach(model)
+    return context

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 
 from flame.config import JobConfig
 from flame.errors import ConfigError
-from flame.parallel.context import ContextParallel, Inputs
+from flame.parallel.context import Inputs, SplitSequence
 from flame.parallel.division import schedule_class, stage_layers, stages_of_rank
 from flame.parallel.layout import Layout
 from flame.parallel.split import Anatomy, cut
 from flame.parallel.stage import Stage, StageTask
-from flame.parallel.tied import TiedEmbedding
+from flame.parallel.tied import CommonParameters, TiedEmbedding
 
 
 @dataclass
@@ -39,10 +39,18 @@ class Pipeline:
         config: the job.
         hidden: width of the hidden states.
         device: where they are.
+        common: parameters that every stage has.
     """
 
     def __init__(
-        self, parts: list[Part], stages: int, layout: Layout, config: JobConfig, hidden: int, device: torch.device
+        self,
+        parts: list[Part],
+        stages: int,
+        layout: Layout,
+        config: JobConfig,
+        hidden: int,
+        device: torch.device,
+        common: tuple[str, ...] = (),
     ) -> None:
         self.parts, self.stages, self.config, self.device = parts, stages, config, device
         self.group = layout.get_mesh("pp").get_group()
@@ -53,11 +61,12 @@ class Pipeline:
         self._divisor = 1.0
         ends = {part.index: part.model for part in parts}
         self._tie = TiedEmbedding(ends.get(0), ends.get(stages - 1), self.group)
+        self._common = CommonParameters(ends, common, self.group)
 
     @property
     def twins(self) -> list[nn.Parameter]:
         """Second copies of parameters that another stage has too."""
-        return self._tie.twins
+        return [*self._tie.twins, *self._common.twins]
 
     def train(self, inputs: Inputs, labels: torch.Tensor, divisor: float) -> torch.Tensor:
         """Forward and backward over a batch; returns its summed loss over ``divisor``, zero but on the last stage."""
@@ -70,6 +79,7 @@ class Pipeline:
     def finish_gradients(self) -> None:
         """Adds up the gradients of parameters that two stages share; call once, before the gradients are used."""
         self._tie.sum_gradients()
+        self._common.sum_gradients()
 
     def _step(self, inputs: Inputs, labels: torch.Tensor, divisor: float, train: bool) -> torch.Tensor:
         self._divisor = divisor
@@ -134,7 +144,7 @@ def pipeline(
     device: torch.device,
     found: Anatomy,
     task: StageTask,
-    context: ContextParallel | None,
+    context: SplitSequence | None,
     parallelize: Callable[[PreTrainedModel, Layout, JobConfig], PreTrainedModel],
 ) -> Pipeline:
     """Cuts a model on the meta device into this rank's stages and parallelizes each.
@@ -150,4 +160,5 @@ def pipeline(
         part = cut(model, found, division[index], index == 0, index == len(division) - 1)
         part.forward = Stage(part, task, context)  # type: ignore[method-assign]
         parts.append(Part(parallelize(part, layout, config), index))
-    return Pipeline(parts, len(division), layout, config, model.config.get_text_config().hidden_size, device)
+    hidden = model.config.get_text_config().hidden_size
+    return Pipeline(parts, len(division), layout, config, hidden, device, found.common)

@@ -77,6 +77,8 @@ class Anatomy:
     """Modules with parameters that run after them."""
     width: int
     """Length of the tuple a layer returns; 0 for a bare tensor."""
+    common: tuple[str, ...] = ()
+    """Parameters in no module of their own (the lower bounds of HGRN): every stage has them all."""
 
 
 def ends(model: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | None]:
@@ -127,7 +129,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         model: a small instance with real weights, unsharded.
 
     Raises:
-        ConfigError: a module runs both before and after the layers, or parameters belong to no module flame can place.
+        ConfigError: a module runs both before and after the layers.
     """
     layers = layer_stack_name(model)
     calls: list[str] = []
@@ -140,7 +142,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         nonlocal width
         width = len(output) if isinstance(output, tuple) else 0
 
-    parts = _parts(model, layers)
+    parts, common = _parts(model, layers)
     hooks = [model.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True) for name in parts]
     stack = model.get_submodule(layers)
     assert isinstance(stack, nn.ModuleList)
@@ -158,22 +160,21 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     if both := sorted(before & after):
         raise ConfigError(f"{type(model).__name__} uses {both[0]} both before and after its layers: it cannot be split")
     # What is not called by name (a head that is computed as a product with the embedding) stays with the first stage.
-    return Anatomy(layers, tuple(name for name in parts if name not in after), tuple(sorted(after)), width)
+    return Anatomy(layers, tuple(name for name in parts if name not in after), tuple(sorted(after)), width, common)
 
 
-def _parts(model: PreTrainedModel, layers: str) -> list[str]:
-    """Names of the modules with parameters beside the path to the layers."""
+def _parts(model: PreTrainedModel, layers: str) -> tuple[list[str], tuple[str, ...]]:
+    """Names of the modules with parameters, and of the parameters, beside the path to the layers."""
     path = layers.split(".")
-    parts = []
+    parts, common = [], []
     for depth in range(len(path)):
         parent = ".".join(path[:depth])
         holder = model.get_submodule(parent)
-        if own := [name for name, _ in holder.named_parameters(recurse=False)]:
-            raise ConfigError(f"{type(model).__name__} keeps '{own[0]}' in no module of its own: it cannot be split")
+        common += [f"{parent}.{name}".lstrip(".") for name, _ in holder.named_parameters(recurse=False)]
         for name, child in holder.named_children():
             if name != path[depth] and next(child.parameters(), None) is not None:
                 parts.append(f"{parent}.{name}".lstrip("."))
-    return parts
+    return parts, tuple(common)
 
 
 def cut(model: PreTrainedModel, found: Anatomy, layers: range, is_first: bool, is_last: bool) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from flame.parallel.context import ContextParallel, Inputs
+from flame.parallel.context import Inputs, SplitSequence
 from flame.parallel.split import Inlet, Outlet, layer_stack_name
 
 
@@ -29,7 +29,7 @@ class Stage:
     Called with what the stage before handed on [B, T, H] (the first: token ids [B, T]) and, by name, the batch itself.
     """
 
-    def __init__(self, model: PreTrainedModel, task: StageTask, context: ContextParallel | None) -> None:
+    def __init__(self, model: PreTrainedModel, task: StageTask, context: SplitSequence | None) -> None:
         self.model, self.task, self.context = model, task, context
         self._whole: Callable[..., Any] = model.forward
         self._inlets = [module for module in model.modules() if isinstance(module, Inlet)]

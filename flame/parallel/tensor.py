@@ -7,7 +7,6 @@ transformers'. https://huggingface.co/docs/transformers/perf_infer_gpu_multi
 import re
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -15,7 +14,10 @@ from transformers import PreTrainedModel
 from transformers.distributed.expert_parallel import apply_expert_parallelism
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
+from flame.models.families.units import units_of
 from flame.parallel.split import Placeholder, ends, share_weight
+from flame.parallel.sums import SummedGradient
+from flame.parallel.units import shard_units
 
 GRADIENT_SUM = "replicated_with_grad_allreduce"
 
@@ -28,6 +30,7 @@ def apply_tensor_parallel(model: PreTrainedModel, mesh: DeviceMesh, expert_paral
         mesh: one-dimensional.
         expert_parallel: whether experts are left to ``apply_expert_parallel``.
     """
+    shard_units(model, mesh)
     plan = expanded(model, tensor_plan(model, expert_parallel))
     embedding, head = ends(model)
     tied = share_weight(embedding, head)
@@ -58,11 +61,22 @@ def apply_expert_parallel(model: PreTrainedModel, experts: DeviceMesh, tensor: D
 
 
 def tensor_plan(model: PreTrainedModel, expert_parallel: bool = False) -> dict[str, str]:
-    """The family's plan, by name with ``*`` for layer numbers; without the experts if these are split whole."""
+    """The family's plan, by name with ``*`` for layer numbers; without the experts if these are split whole.
+
+    For families made of units (fla), which are split otherwise, it is that of both ends.
+    """
+    if units_of(model):
+        return _plan_of_ends(model)
     if not expert_parallel:
         return dict(model.tp_plan)
     rules = "|".join(map(re.escape, model.ep_plan))
     return {name: style for name, style in model.tp_plan.items() if not re.fullmatch(rf"(?:{rules})(?:\..+)?", name)}
+
+
+def _plan_of_ends(model: PreTrainedModel) -> dict[str, str]:
+    embedding, head = ends(model)
+    styles = {id(embedding): "embedding_rowwise", id(head): "colwise_gather_output"}
+    return {name: styles[id(module)] for name, module in model.named_modules() if id(module) in styles}
 
 
 def expanded(model: PreTrainedModel, plan: dict[str, str]) -> dict[str, str]:
@@ -91,25 +105,10 @@ def sum_gradients(module: nn.Module, group: dist.ProcessGroup) -> None:
         parameters = dict(module._parameters)
         for name, parameter in parameters.items():
             if parameter is not None:
-                module._parameters[name] = _SummedGradient.apply(parameter, group)  # type: ignore[assignment]
+                module._parameters[name] = SummedGradient.apply(parameter, group)  # type: ignore[assignment]
         try:
             return forward(*args, **kwargs)
         finally:
             module._parameters.update(parameters)
 
     module.forward = with_summed_gradients  # type: ignore[method-assign]
-
-
-class _SummedGradient(torch.autograd.Function):
-    """The identity, whose gradient is summed over a group."""
-
-    @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
-        gradient = grad_outputs[0].contiguous().clone()
-        dist.all_reduce(gradient, group=ctx.group)
-        return gradient, None

@@ -1,6 +1,7 @@
-"""An embedding that is also the output head, in a pipeline: the first and the last stage each have a copy of it.
+"""Parameters that several pipeline stages have: an embedding that is also the output head, on the first and the last, and
+those in no module of their own, on all.
 
-Both copies start equal and get the sum of both gradients, so they stay equal; the gradient norm counts one of them.
+Copies start equal and get the sum of all gradients, so they stay equal; the gradient norm counts one of them.
 """
 
 from typing import Any
@@ -60,6 +61,36 @@ class TiedEmbedding:
         for work in dist.batch_isend_irecv(operations):
             work.wait()
         gradient.add_(got)
+
+
+class CommonParameters:
+    """The copies that this rank's stages hold of parameters that every stage has; collective over the pipeline.
+
+    Args:
+        stages: this rank's stages by their number.
+        names: the parameters.
+        group: the pipeline's ranks.
+    """
+
+    def __init__(self, stages: dict[int, PreTrainedModel], names: tuple[str, ...], group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.copies = [{index: stage.get_parameter(name) for index, stage in stages.items()} for name in names]
+
+    @property
+    def twins(self) -> list[nn.Parameter]:
+        """All copies but those of the first stage."""
+        return [copy for copies in self.copies for index, copy in copies.items() if index != 0]
+
+    def sum_gradients(self) -> None:
+        """Gives every copy the gradient of all uses."""
+        for copies in self.copies:
+            for copy in copies.values():
+                if copy.grad is None:  # no layer of this stage uses it
+                    copy.grad = torch.zeros_like(copy)
+            total = torch.stack([_local(copy) for copy in copies.values()]).sum(0)
+            dist.all_reduce(total, group=self.group)
+            for copy in copies.values():
+                _local(copy).copy_(total)
 
 
 def _embedding(model: PreTrainedModel) -> nn.Parameter | None:

@@ -60,10 +60,6 @@ class CausalLM(Task):
         """Finds out on a scaled-down model where the loss may be taken and that packed documents stay apart."""
         assert issubclass(model_class, PreTrainedModel)
         self.documents = documents
-        if documents == "cu_seqlens":
-            # fla's kernels do not run on the CPU; its classes apply the head last and take document borders themselves.
-            self.loss_in_head = self.options.linear_cross_entropy != "off"
-            return
         small = trial_model(model_class, config)
         if small is None:
             self._check_nothing(config.model_type)

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from flame.models.config import shrink
+from flame.plugin import load_plugin
 from tests.runs import LLAMA, UNEVEN_LLAMA, Materials, Pool, Run, write_job
 
 STEPS = 5
@@ -79,7 +80,8 @@ def train(materials: Materials, pool: Pool, tmp_path_factory: pytest.TempPathFac
 
 
 def family(model_type: str) -> dict[str, Any]:
-    """The values of a small ``config.json`` of a family of transformers."""
+    """The values of a small ``config.json`` of a family of transformers or fla."""
+    load_plugin(model_type)
     values = shrink(AutoConfig.for_model(model_type), layers=4, divisor=2).to_dict()
     dropped = ("transformers_version", "dtype")
     return {**{name: value for name, value in values.items() if name not in dropped}, "vocab_size": 320}

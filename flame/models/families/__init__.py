@@ -1,0 +1,1 @@
+"""What flame knows of other packages' families: which of fla's modules can be split, and how."""
