@@ -8,6 +8,7 @@ A family is a ``ModelPlugin`` called ``PLUGIN`` in a package named after its ``m
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from flame import compat
 from flame.errors import ConfigError, closest
 from flame.ops.install import install
-from flame.ops.table import KERNELS_ONLY
+from flame.ops.table import KERNELS_ONLY, WITHOUT_CACHE
 
 ENTRY_POINTS = "flame.plugins"
 TASK_ENTRY_POINTS = "flame.tasks"
@@ -47,7 +48,11 @@ class ModelPlugin:
     """How the forward pass is told where packed documents begin: ``position_ids`` or ``cu_seqlens``."""
 
     needs_triton: str = ""
-    """Why the family needs a device that runs Triton, where its token mixers exist as kernels only; empty if it runs anywhere."""
+    """Why the family needs a device that runs Triton, where its token mixers exist as kernels only; empty if it runs
+    anywhere."""
+
+    decodes_with_cache: bool = True
+    """Whether a cached pass computes what one over the whole sequence does; else generation runs without a cache."""
 
     origin: str = "custom_models"
     """Where the family was found; filled in by ``load_plugin``."""
@@ -73,7 +78,11 @@ def load_plugin(model_type: str, plugin_path: str = "") -> ModelPlugin:
     if model_type in fla_families():
         install()
         return ModelPlugin(
-            model_type, documents="cu_seqlens", needs_triton=KERNELS_ONLY.get(model_type, ""), origin="fla"
+            model_type,
+            documents="cu_seqlens",
+            needs_triton=KERNELS_ONLY.get(model_type, ""),
+            decodes_with_cache=model_type not in WITHOUT_CACHE,
+            origin="fla",
         )
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         compat.prefer_torch_without_triton()
@@ -124,8 +133,10 @@ def fla_families() -> list[str]:
     spec = importlib.util.find_spec("fla")
     if spec is None or not spec.submodule_search_locations:
         return []
-    models = Path(spec.submodule_search_locations[0]) / "models"
-    return sorted(path.parent.name for path in models.glob("*/modeling_*.py"))
+    configurations = (Path(spec.submodule_search_locations[0]) / "models").glob("*/configuration_*.py")
+    # Read, not imported: that takes seconds.
+    found = (re.search(r"^ +model_type(?:: str)? = ['\"](\w+)['\"]", path.read_text(), re.M) for path in configurations)
+    return sorted(match[1] for match in found if match)
 
 
 def transformers_families() -> list[str]:

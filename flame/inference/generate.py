@@ -77,11 +77,11 @@ def load(
     Raises:
         ConfigError: no model there, or one whose family is unknown.
     """
-    folder = Path(name)
+    folder, cached = Path(name), True
     if (folder / "config.json").is_file():
         model_type = json.loads((folder / "config.json").read_text()).get("model_type", "")
         if not trust_remote_code:
-            load_plugin(model_type, plugin_path)
+            cached = load_plugin(model_type, plugin_path).decodes_with_cache
     elif folder.exists() or name.startswith((".", "/")) or name.count("/") > 1:
         raise ConfigError(f"--model '{name}' holds no config.json; give an exported folder such as exp/RUN/hf/latest")
     try:
@@ -91,6 +91,8 @@ def load(
         raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"--model '{name}' cannot be loaded: {error}") from error
+    if not cached:
+        model.config.use_cache = model.generation_config.use_cache = False
     model.to(torch.device(device) if device else torch.accelerator.current_accelerator() or torch.device("cpu"))  # type: ignore[arg-type]
     return model.eval(), tokenizer
 

@@ -38,9 +38,12 @@ def load_config(name: str, plugin_path: str = "") -> tuple[PreTrainedConfig, Mod
     }
     try:
         _check_spelling(name, values, AutoConfig.for_model(model_type))
-        return AutoConfig.for_model(model_type, **values), plugin
+        config = AutoConfig.for_model(model_type, **values)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"model.config '{name}' is refused by family '{model_type}': {error}") from error
+    if not plugin.decodes_with_cache:
+        config.use_cache = False
+    return config, plugin
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _ROLES = {
         "head_dim": r"(.*_)?(head_dim|headdim|head_size|d_head|dim_head|kv_channels|d_kv|expand_ratio)",
         "rotary_dim": r"rotary_dim",
         "ffn": r"(d_inner|n_inner|.*intermediate_size.*|.*ffn_(hidden_size|dim)|d_?ff|dim_ff|feed_forward_size)",
-        "width": r"(.*hidden_size.*|n_embd|d_model|dim|.*emb\w*_(dim|size)|.*_width|.*d_ssm|value_dim)",
+        "width": r"(.*hidden_size.*|n_embd|d_model|dim|dim_fx|.*emb\w*_(dim|size)|.*_width|.*d_ssm|value_dim)",
         "vocabulary": r"(.*vocab_size.*|.*_vocab)",
         "rank": r"(.*_rank|.*lowrank)",
         "state": r"(.*state_size|.*d_state)",

@@ -168,6 +168,9 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = 
     elif difference < 0:
         q, k = pad(q, (0, -difference)), pad(k, (0, -difference))
     grouped = q.shape[1] != k.shape[1]
+    if grouped and mask is not None and q.is_cuda:  # There no fused kernel takes both.
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        grouped = False
     o = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped)
     return o[..., :width]
 

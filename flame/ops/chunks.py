@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flame.ops.values import has_values
+
 CHUNK = 64
 """Tokens per chunk: products of 64 x 64 fill a core, and their cost is still small beside that of the projections."""
 
@@ -20,8 +22,8 @@ CHUNK = 64
 class Chunks:
     """How ``B * T`` tokens lie in ``R`` rows of ``size`` tokens.
 
-    ``steps[j]`` counts the documents that have a chunk ``j``; ``R`` is their sum. ``gather`` and ``scatter`` are None for
-    a dense batch, which only needs padding.
+    ``steps[j]`` counts the documents that have a chunk ``j``; ``R`` is their sum. ``gather`` and ``scatter`` are None
+    for a dense batch, which only needs padding.
     """
 
     batch: int
@@ -64,9 +66,7 @@ class Chunks:
         x = rows.transpose(1, 2).flatten(0, 1).index_select(0, self.scatter)
         return x.unflatten(0, (self.batch, self.length))
 
-    def walk(
-        self, state: Tensor, step: Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
+    def walk(self, state: Tensor, step: Callable[[Tensor, slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Carries a state through the chunks of every document.
 
         Args:
@@ -79,6 +79,9 @@ class Chunks:
         """
         if self.order is not None:
             state = state.index_select(0, self.order)
+        if not has_values(state):  # one step over all rows is as much work
+            output, state = step(state[:1].expand(self.rows, *state.shape[1:]), slice(0, self.rows))
+            return output, state[:1].expand(self.documents, *state.shape[1:])
         outputs, ended, start = [], [], 0
         for count in self.steps:
             if count < len(state):
@@ -93,13 +96,16 @@ class Chunks:
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0], final
 
     def carry(self, decay: Tensor, update: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The states before each chunk [R, ...] and the final ones [N, ...], where a chunk maps S to decay * S + update.
+        """The states before each chunk [R, ...] and the final ones [N, ...], where a chunk maps S to decay * S +
+        update.
 
         Args:
             decay: [R, ...] broadcast against the state.
             update: [R, ...] what each chunk adds.
             state: [N, ...] the states before the first tokens.
         """
+        if not has_values(state):
+            return update, state
         decays, updates = decay.split(self.steps), update.split(self.steps)
         index = iter(range(len(self.steps)))
 
@@ -127,8 +133,10 @@ def chunks_of(x: Tensor, cu_seqlens: Tensor | None = None, size: int = CHUNK) ->
         return Chunks(batch, length, size, batch, [batch] * -(-length // size))
     borders = cu_seqlens.tolist()
     if batch != 1 or borders[0] != 0 or borders[-1] != length:
-        raise ValueError(f"cu_seqlens from {borders[0]} to {borders[-1]} does not cover one row of {length} tokens"
-                         f" (got shape {tuple(x.shape)}); flatten the batch to [1, B * T] and give every border")
+        raise ValueError(
+            f"cu_seqlens from {borders[0]} to {borders[-1]} does not cover one row of {length} tokens"
+            f" (got shape {tuple(x.shape)}); flatten the batch to [1, B * T] and give every border"
+        )
     return _packed(tuple(borders), size, x.device)
 
 

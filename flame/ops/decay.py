@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+
+from flame.ops.values import largest
 
 SPAN = 60.0
 """exp(60) is far from the largest float32 and bfloat16 (exp(88)), with room for the products."""
@@ -43,9 +44,9 @@ def decay_mask(g: Tensor, diagonal: int = 0) -> Tensor:
 def channel_scores(q: Tensor, k: Tensor, g: Tensor, diagonal: int = 0, g_q: Tensor | None = None) -> Tensor:
     """``sum_d q_id k_jd exp(g_id - g_jd)`` for ``j <= i + diagonal``, else 0, with one decay per channel.
 
-    Moderate decays factor into ``(q exp(g - r)) (k exp(r - g))^T`` with one reference ``r`` per chunk. Where the sums span
-    more than ``SPAN``, only the scores inside blocks small enough for it are computed so. Two neighbouring blocks then see
-    each other from the sum between them, where both exponents are negative, and become one, until the chunk is whole.
+    Moderate decays factor into ``(q exp(g - r)) (k exp(r - g))^T`` with one reference ``r`` per chunk. Where the sums
+    span more than ``SPAN``, pairs of neighbouring blocks, single tokens first, see each other from the sum between
+    them, where both exponents are negative, and become one block, until the chunk is whole.
 
     Args:
         q, k: [R, H, C, D].
@@ -62,23 +63,23 @@ def channel_scores(q: Tensor, k: Tensor, g: Tensor, diagonal: int = 0, g_q: Tens
     missing = (1 << (size - 1).bit_length()) - size
     if missing:
         q, k = (nn.functional.pad(x, (0, 0, 0, missing)) for x in (q, k))
-        g, g_q = (torch.cat([x, x[..., -1:, :].expand(*x.shape[:-2], missing, -1)], -2) for x in (g, g_q))
-    width = _widest_block(g, g_q)
-    own = [x.unflatten(-2, (-1, width)) for x in (q, k, g, g_q)]  # [..., C / w, w, D]
-    # Alone, a token either scores itself or nothing.
-    scores = _factored(*own) if width > 1 or not diagonal else (own[0] @ own[1].mT)
-    scores = scores.masked_fill(~lower(width, diagonal, g.device), 0)
-    while width < size:
-        scores, width = _merged(scores, q, k, g, g_q), 2 * width
+        same, g = g_q is g, _continued(g, missing)
+        g_q = g if same else _continued(g_q, missing)
+    scores = _own_scores(q, k, g, g_q, diagonal)
+    while scores.shape[-1] < size:
+        scores = _merged(scores, q, k, g, g_q)
     return scores.squeeze(-3)[..., :size, :size]
 
 
-def _widest_block(g: Tensor, g_q: Tensor) -> int:
-    """The largest power of two of tokens, less than all, over which sums [..., C, D] span no more than ``SPAN``."""
-    width = g.shape[-2] // 2
-    while width > 1 and _span(*(x.unflatten(-2, (-1, width)) for x in (g, g_q))) > SPAN:
-        width //= 2
-    return width
+def _continued(g: Tensor, missing: int) -> Tensor:
+    """``g`` [..., C, D] with its last sum repeated: tokens without decay."""
+    return torch.cat([g, g[..., -1:, :].expand(*g.shape[:-2], missing, -1)], -2)
+
+
+def _own_scores(q: Tensor, k: Tensor, g: Tensor, g_q: Tensor, diagonal: int) -> Tensor:
+    """The score [..., C, 1, 1] of each token and itself, zero below ``diagonal`` 0."""
+    own = (q * k).sum(-1) if g_q is g or diagonal < 0 else scaled(q * k, g_q - g).sum(-1)
+    return (own if diagonal >= 0 else torch.zeros_like(own))[..., None, None]
 
 
 def _merged(scores: Tensor, q: Tensor, k: Tensor, g: Tensor, g_q: Tensor) -> Tensor:
@@ -139,13 +140,6 @@ def _span(g: Tensor, g_q: Tensor) -> float:
     g, g_q = g.detach(), g_q.detach()
     span = largest(g - g[..., :1, :])
     return span if g_q is g else max(span, largest(g_q - g[..., :1, :]))
-
-
-def largest(x: Tensor) -> float:
-    """The largest absolute value; 0 for tensors without values, whose work is counted as that of moderate decays."""
-    if x.is_meta or isinstance(x, FakeTensor) or not x.numel():
-        return 0.0
-    return float(torch.stack(x.aminmax()).abs().amax())
 
 
 def _factored(q: Tensor, k: Tensor, g: Tensor, g_q: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ gates. Inside a chunk the removals form a triangular system, whose inverse turns
 with decays: "Gated Delta Networks", arXiv:2412.06464; per channel: "Kimi Linear", arXiv:2510.26692.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,10 @@ from torch.nn.functional import pad
 
 from flame.ops.chunks import CHUNK, Chunks, chunks_of
 from flame.ops.decay import SPAN, channel_scores, cumulative, decay_mask, largest, scaled
+from flame.ops.rows import exact, uncompiled
 
 
+@uncompiled
 def delta_rule(
     q: Tensor,
     k: Tensor,
@@ -47,15 +50,16 @@ def delta_rule(
     Raises:
         ValueError: ``cu_seqlens`` does not fit the tokens.
     """
-    layout = chunks_of(v, cu_seqlens, chunk_size(v))
-    state = first_state(layout, k, v, initial_state)
-    q, k, v, erase = (layout.split(x.to(v.dtype)) for x in (q, k, v, erase))
-    chunk = _decayed(q, k, erase, None if g is None else cumulative(layout.split(g)), erase_first)
-    inverse = unit_lower_inverse(chunk.overlaps.to(precision(v))).to(v.dtype)
-    written = inverse @ v  # what each token writes if the chunk begins with an empty state
-    removed = inverse @ chunk.erase
-    states, written, final = walk_states(layout, written, removed, chunk.k, chunk.keep, state)
-    return layout.join(chunk.q @ states.to(v.dtype) + chunk.scores @ written), final
+    with exact(v):
+        layout = chunks_of(v, cu_seqlens, chunk_size(v))
+        state = first_state(layout, k, v, initial_state)
+        q, k, v, erase = (layout.split(x.to(v.dtype)) for x in (q, k, v, erase))
+        chunk = _decayed(q, k, erase, None if g is None else cumulative(layout.split(g)), erase_first)
+        inverse = unit_lower_inverse(chunk.overlaps.to(precision(v))).to(v.dtype)
+        written = inverse @ v  # what each token writes if the chunk begins with an empty state
+        removed = inverse @ chunk.erase
+        states, written, final = walk_states(layout, written, removed, chunk.k, chunk.keep, state)
+        return layout.join(chunk.q @ states.to(v.dtype) + chunk.scores @ written), final
 
 
 class _Chunk(NamedTuple):
@@ -147,13 +151,11 @@ def walk_states(
     Returns:
         The states before each chunk [R, H, K, V], ``written - removed S`` [R, H, C, V], and the final states.
     """
-    nothing = [None] * len(layout.steps)
-    parts = [nothing if x is None else x.split(layout.steps) for x in (written, removed, keys.mT, keep, added)]
-    steps = iter(zip(*parts, strict=True))
+    take = by_steps(layout, written, removed, keys.mT, keep, added)
     before: list[Tensor] = []
 
-    def step(state: Tensor, _: slice) -> tuple[Tensor, Tensor]:
-        written, removed, keys, keep, added = next(steps)
+    def step(state: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        written, removed, keys, keep, added = take(rows)
         before.append(state)
         written = written - removed @ state.to(written.dtype)
         kept = state if keep is None else state * keep
@@ -161,6 +163,16 @@ def walk_states(
 
     written, final = layout.walk(state, step)
     return torch.cat(before), written, final
+
+
+def by_steps(layout: Chunks, *parts: Any) -> Callable[[slice], tuple[Any, ...]]:
+    """What gives a walk the rows of ``parts`` [R, ...] (or None) that it asks for, one step after the other.
+
+    They are split at once: the gradient of a slice taken in each step would be as large as the whole.
+    """
+    nothing = [None] * len(layout.steps)
+    steps = iter(zip(*(nothing if x is None else x.split(layout.steps) for x in parts), strict=True))
+    return lambda rows: parts if rows.stop - rows.start == layout.rows else next(steps)
 
 
 class _UnitLowerInverse(torch.autograd.Function):

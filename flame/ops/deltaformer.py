@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from flame.ops.documents import by_document
-from flame.ops.rows import BLOCK, many, recomputed, uncompiled, wide
+from flame.ops.precision import wide
+from flame.ops.rows import BLOCK, exact, many, recomputed, uncompiled
 
 
 @uncompiled
@@ -75,7 +76,8 @@ def _walk(q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, mask: Tensor | N
     outputs, earlier = [], []
     for index, own in enumerate(zip(*pieces, strict=True)):
         inputs = list(own), list(keys[: index + 1]), list(earlier)
-        o, u = recomputed(step, *inputs) if again else step(*inputs)
+        with exact(q):
+            o, u = recomputed(step, *inputs) if again else step(*inputs)
         outputs.append(o)
         earlier.append(u)
     o = torch.cat(outputs, -2).transpose(1, 2).to(q.dtype)

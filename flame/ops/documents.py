@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from flame.ops.rows import uncompiled
 
 SHORT = 64
 """Documents up to this length share one batch: their scores are cheap beside the cost of another call."""
@@ -91,6 +94,7 @@ def alike(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
+@uncompiled
 def by_document(
     op: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor | None], cu_seqlens: Tensor | None
 ) -> tuple[Tensor, ...]:
@@ -105,8 +109,8 @@ def by_document(
     Raises:
         ValueError: there is more than one row beside ``cu_seqlens``, or they do not cover the tokens.
     """
-    if cu_seqlens is None:
-        return op(*inputs)
+    if cu_seqlens is None or cu_seqlens.is_meta or isinstance(cu_seqlens, FakeTensor):
+        return op(*inputs)  # Without values, as where work is counted, the tokens are taken for one document.
     first = next(x for x in inputs if x is not None)
     if first.shape[0] != 1:
         raise ValueError(f"cu_seqlens needs a batch of 1, got {first.shape[0]} rows; flatten them to [1, B * T]")

@@ -26,8 +26,10 @@ from flame.ops.delta import (
     walk_states,
 )
 from flame.ops.delta_inputs import refuse_context
+from flame.ops.rows import exact, uncompiled
 
 
+@uncompiled
 def dplr(
     q: Tensor,
     k: Tensor,
@@ -53,14 +55,16 @@ def dplr(
     Raises:
         ValueError: ``cu_seqlens`` does not fit the tokens.
     """
-    layout = chunks_of(v, cu_seqlens, chunk_size(v))
-    state = first_state(layout, k, v, initial_state)
-    q, k, v, a, b = (layout.split(x.to(v.dtype)) for x in (q, k, v, a, b))
-    chunk = _decayed(q, k, a, b, None if g is None else cumulative(layout.split(g)))
-    inverse = unit_lower_inverse(-chunk.ab.to(precision(v))).to(v.dtype)
-    read = inverse @ (chunk.ak @ v)  # what each token reads if the chunk begins with an empty state
-    states, read, final = walk_states(layout, read, -(inverse @ chunk.a), chunk.b, chunk.keep, state, chunk.k.mT @ v)
-    return layout.join(chunk.q @ states.to(v.dtype) + chunk.qk @ v + chunk.qb @ read), final
+    with exact(v):
+        layout = chunks_of(v, cu_seqlens, chunk_size(v))
+        state = first_state(layout, k, v, initial_state)
+        q, k, v, a, b = (layout.split(x.to(v.dtype)) for x in (q, k, v, a, b))
+        chunk = _decayed(q, k, a, b, None if g is None else cumulative(layout.split(g)))
+        inverse = unit_lower_inverse(-chunk.ab.to(precision(v))).to(v.dtype)
+        read = inverse @ (chunk.ak @ v)  # what each token reads if the chunk begins with an empty state
+        removed, added = -(inverse @ chunk.a), chunk.k.mT @ v
+        states, read, final = walk_states(layout, read, removed, chunk.b, chunk.keep, state, added)
+        return layout.join(chunk.q @ states.to(v.dtype) + chunk.qk @ v + chunk.qb @ read), final
 
 
 class _Chunk(NamedTuple):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from flame.ops.attention import attend
 from flame.ops.documents import Borders, alike, by_document, join
-from flame.ops.rows import Span, against, by_rows, check_heads, faded, fold, scaling, summed, unfold, weigh, wide
+from flame.ops.precision import wide
+from flame.ops.rows import Span, against, by_rows, check_heads, exact, faded, fold, scaling, summed, unfold, weigh
 
 
 def parallel_attn(
@@ -148,7 +149,8 @@ def attn_decoding_one_step(
     outputs, batches = [], []
     for documents in alike(borders.lengths) if window_size != 0 else []:
         cache, own = borders.batch(documents, q.device), queries.batch(documents, q.device)
-        scores = against(wide(fold(own.take(q[0]), heads)) * factor, wide(cache.take(k[0]).transpose(1, 2)))
+        with exact(q):
+            scores = against(wide(fold(own.take(q[0]), heads)) * factor, wide(cache.take(k[0]).transpose(1, 2)))
         if g is not None:
             total = cache.take(g[0]).double().cumsum(1)  # padding adds nothing
             bias = fold((total[:, -1:] - total).unsqueeze(-1), heads).mT
@@ -158,7 +160,8 @@ def attn_decoding_one_step(
             ends = (~hidden).sum(1, keepdim=True)
             hidden = hidden | (torch.arange(hidden.shape[1], device=q.device) < ends - window_size)
         weights = with_sink(scores.masked_fill(hidden[:, None, None, None], -torch.inf), sink)
-        outputs.append(unfold(weigh(weights, wide(cache.take(v[0]).transpose(1, 2)))).to(v.dtype))
+        with exact(q):
+            outputs.append(unfold(weigh(weights, wide(cache.take(v[0]).transpose(1, 2)))).to(v.dtype))
         batches.append(own)
     if not outputs:
         return v.new_zeros(*q.shape[:3], v.shape[-1])

@@ -1,7 +1,8 @@
-"""Gated linear attention: ``S_t = diag(exp g_t) S_{t-1} + k_t v_t^T``, ``o_t = S_t^T q_t`` (Yang et al., arXiv:2312.06635).
+"""Gated linear attention: ``S_t = diag(exp g_t) S_{t-1} + k_t v_t^T``, ``o_t = S_t^T q_t`` (Yang et al.,
+arXiv:2312.06635).
 
-With a decay per key channel (GLA, HGRN2, RWKV6), per head (simple GLA, RetNet, Lightning, Mamba2), per value channel (the
-first pass of GSA and ABC) or none (linear attention).
+With a decay per key channel (GLA, HGRN2, RWKV6), per head (simple GLA, RetNet, Lightning, Mamba2), per value channel
+(the first pass of GSA and ABC) or none (linear attention).
 """
 
 import torch
@@ -32,21 +33,25 @@ def gated_linear_attention(
         v: [B, T, H, V].
         g: log decays, [B, T, H, K] per key channel or [B, T, H, 1] per head; None for none.
         gv: log decays [B, T, H, V] per value channel instead.
-        bonus: [H, K] the weight of the own token, which is then read before it enters the state and not decayed (RWKV6).
+        bonus: [H, K] the weight of the own token, which is then read before it enters the state and not decayed
+            (RWKV6).
         scale: of the queries; 1 / sqrt(K) by default.
         state: [N, H, K, V] the documents' initial states; zero by default.
         cu_seqlens: [N + 1] the borders of packed documents, for B = 1.
         size: tokens per chunk.
 
     Returns:
-        The outputs [B, T, H, V] in the dtype of ``v`` and the final states [N, H, K, V] in float32 (float64 for float64).
+        The outputs [B, T, H, V] in the dtype of ``v`` and the final states [N, H, K, V] in float32 (float64 for
+        float64).
     """
     chunks = chunks_of(q, cu_seqlens, size)
     state = state_like(state, chunks.documents, k, v)
     q, k, v = chunks.split(q * (q.shape[-1] ** -0.5 if scale is None else scale)), chunks.split(k), chunks.split(v)
     if gv is not None:
         if g is not None or bonus is not None:
-            raise ValueError("gated linear attention decays by key or by value channel, not by both; give one of g and gv")
+            raise ValueError(
+                "gated linear attention decays by key or by value channel, not by both; give one of g and gv"
+            )
         output, state = _by_value(chunks, q, k, v, chunks.split(gv), state)
     else:
         output, state = _by_key(chunks, q, k, v, None if g is None else chunks.split(g), bonus, state)
@@ -64,10 +69,8 @@ def _by_key(
         g = cumulative(g)
         last = g[..., -1:, :]  # [R, H, 1, K]
         g_q = g if bonus is None else before(g)
-        if g.shape[-1] == 1 and bonus is None:
-            scores = head_scores(q, k, g)
-        else:
-            scores = channel_scores(q, k, g, diagonal, g_q)
+        per_head = g.shape[-1] == 1 and bonus is None
+        scores = head_scores(q, k, g) if per_head else channel_scores(q, k, g, diagonal, g_q)
         past, kept, decay = scaled(q, g_q), scaled(k, last - g), last.mT.to(state.dtype).exp()
     if bonus is not None:
         scores = scores + torch.diag_embed((q * k * bonus[:, None].to(q.dtype)).sum(-1))

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from flame.errors import ConfigError
 from flame.ops.table import ENTRY_POINTS, METHODS, PACKAGES
 
 REQUEST = "FLAME_OPS"
-"""``torch`` asks for the plain-PyTorch mixers although Triton has a device; ``auto`` (the default) leaves it to the device."""
+"""``torch`` asks for the plain-PyTorch mixers although Triton has a device; ``auto`` (the default) leaves it to the
+device."""
 
 _WITHOUT_TRITON = ("cpu", "meta")
 
@@ -25,8 +27,9 @@ _originals: dict[str, Function] = {}
 def install() -> None:
     """Rebinds fla's entry points in all its modules; a second call changes nothing.
 
-    A call with tensors on a CPU (or on meta, to count) then runs our function. One with tensors on an accelerator runs fla's,
-    unless ``FLAME_OPS=torch`` asks for ours. The packages fla looks for beside Triton are stood in for where they are missing.
+    A call with tensors on a CPU (or on meta, to count) then runs our function. One with tensors on an accelerator
+    runs fla's, unless ``FLAME_OPS=torch`` asks for ours. The packages fla looks for beside Triton are stood in for
+    where they are missing.
 
     Raises:
         ConfigError: ``FLAME_OPS`` is neither ``auto`` nor ``torch``.
@@ -44,6 +47,9 @@ def install() -> None:
     for theirs, ours in ENTRY_POINTS.items():
         swaps[id(_originals[theirs])] = resolve(ours) if always else _by_device(_originals[theirs], resolve(ours))
     for module in _fla_modules():
+        # Layers name only the first function of a missing package, and meet the others when they call them.
+        if vars(module).get("flash_attn_func", ...) is None:
+            vars(module).setdefault("flash_attn_varlen_func", None)
         for name, value in list(vars(module).items()):
             if id(value) in swaps:
                 setattr(module, name, swaps[id(value)])
@@ -52,6 +58,8 @@ def install() -> None:
             elif value is None and name in PACKAGES:
                 setattr(module, name, resolve(PACKAGES[name]))
     for theirs, ours in METHODS.items():
+        # The layer warns that it falls back to a slow method, which is no longer true.
+        logging.getLogger(theirs.split(":")[0]).setLevel(logging.ERROR)
         path, _, method = theirs.rpartition(".")
         setattr(resolve(path), method, resolve(ours))
 

@@ -1,7 +1,7 @@
 """fla's entry points for gated linear attention, each in terms of ``gated_linear_attention``.
 
-Argument names, order and defaults are fla's. Hints for its kernels (``cu_seqlens_cpu``, ``checkpoint_level``, ``chunk_size`` ...) change no
-number and are not read.
+Argument names, order and defaults are fla's. Hints for its kernels (``cu_seqlens_cpu``, ``checkpoint_level``,
+``chunk_size`` ...) change no number and are not read.
 """
 
 from typing import Any
@@ -69,7 +69,9 @@ def chunk_simple_gla(
     cu_seqlens_cpu: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Linear attention with log decays ``g`` [B, T, H] per head, and constant ones ``g_gamma`` [H] (RetNet, Lightning)."""
+    """Linear attention with log decays ``g`` [B, T, H] per head, and constant ones ``g_gamma`` [H] (RetNet,
+    Lightning).
+    """
     heads = v.shape[2]
     if q.shape[2] != heads:  # grouped queries and keys
         q, k = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (q, k))
@@ -132,7 +134,9 @@ def parallel_simple_gla(
         ValueError: the [T, T] scores are asked for.
     """
     if output_attentions:
-        raise ValueError("output_attentions=True needs the [T, T] scores, which chunked attention never forms; leave it off")
+        raise ValueError(
+            "output_attentions=True needs the [T, T] scores, which chunked attention never forms; leave it off"
+        )
     return chunk_simple_gla(q, k, v, g, scale=scale, cu_seqlens=cu_seqlens)[0], None
 
 
@@ -149,10 +153,10 @@ def chunk_rwkv6(
     cu_seqlens_cpu: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """RWKV6 (Peng et al., arXiv:2404.05892): the own token is read with weight ``u`` [H, K] before it enters the state."""
-    o, state = gated_linear_attention(
-        r, k, v, w, bonus=u, scale=scale, state=initial_state, cu_seqlens=cu_seqlens
-    )
+    """RWKV6 (Peng et al., arXiv:2404.05892): the own token is read with weight ``u`` [H, K] before it enters the
+    state.
+    """
+    o, state = gated_linear_attention(r, k, v, w, bonus=u, scale=scale, state=initial_state, cu_seqlens=cu_seqlens)
     return o, state if output_final_state else None
 
 

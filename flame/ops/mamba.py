@@ -1,6 +1,7 @@
 """State spaces: Mamba's selective scan (Gu and Dao, arXiv:2312.00752) and Mamba2's (Dao and Gu, arXiv:2405.21060).
 
-``mamba_forward`` and ``mamba2_forward`` take the place of the methods that fla's layers fall back to where the mamba-ssm package is
+``mamba_forward`` and ``mamba2_forward`` take the place of the methods that fla's layers fall back to where the
+mamba-ssm package is
 missing: token loops, and products that hold [T, chunk, heads, state] at once.
 """
 
@@ -100,8 +101,8 @@ def mamba2_forward(
     """
     width, states = self.intermediate_size, self.n_groups * self.ssm_state_size
     projected = self.in_proj(input_states)
-    unused = projected.shape[-1] - width - self.conv_dim - self.num_heads
-    _, gate, x, dt = projected.split([unused, width, self.conv_dim, self.num_heads], dim=-1)
+    unused = projected.shape[-1] - 2 * width - 2 * states - self.num_heads
+    _, gate, x, dt = projected.split([unused, width, width + 2 * states, self.num_heads], dim=-1)
     mask = attention_mask if attention_mask is not None and attention_mask.shape == x.shape[:2] else None
     x, conv_state = _convolve(self, _unpadded(x, mask, last_state), last_state)
     x, b, c = _unpadded(x, mask, last_state).split([width, states, states], dim=-1)
@@ -129,7 +130,7 @@ def _convolve(layer: Any, x: Tensor, last_state: Mapping[str, Any] | None) -> tu
         inputs = F.pad(inputs, (size, 0))
     else:
         inputs = torch.cat([last_state["conv_state"].to(x.dtype), inputs], -1)
-    y = F.conv1d(inputs[..., 1:], convolution.weight, convolution.bias, groups=convolution.groups)
+    y = F.conv1d(inputs[..., 1:], convolution.weight, convolution.bias, groups=inputs.shape[1])
     return layer.act(y.mT), inputs[..., -size:].contiguous()
 
 

@@ -18,6 +18,7 @@ from flame.ops.chunks import chunks_of
 from flame.ops.decay import cumulative, decay_mask
 from flame.ops.delta import chunk_size, documents_of, precision
 from flame.ops.delta_inputs import unit_length
+from flame.ops.rows import exact, uncompiled
 
 TINY = 1e-5
 """Added to the denominators, as fla does: a solved system stays where it is."""
@@ -51,10 +52,12 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[None, Tensor, None, None]:
         # At unit length, because a gradient may be as small as TINY or smaller.
         length = torch.linalg.vector_norm(grad_outputs[0], dim=-1, keepdim=True)
-        target = grad_outputs[0] / length.clamp(min=torch.finfo(length.dtype).tiny)
-        return None, length * conjugate_gradients(ctx.product, target, ctx.iterations), None, None
+        with exact(length):
+            target = grad_outputs[0] / length.clamp(min=torch.finfo(length.dtype).tiny)
+            return None, length * conjugate_gradients(ctx.product, target, ctx.iterations), None, None
 
 
+@uncompiled
 def mesa(
     q: Tensor,
     k: Tensor,
@@ -87,33 +90,43 @@ def mesa(
     widths = [k.shape[-1], v.shape[-1]]
     zeros = v.new_zeros(layout.documents, k.shape[2], k.shape[-1], sum(widths), dtype=dtype).split(widths, -1)
     first = torch.cat([zero if x is None else x.to(dtype) for x, zero in zip(states, zeros, strict=True)], -1)
-    q, k, v = (layout.split(x.to(dtype)) for x in (q, k, v))
-    sums, weight = cumulative(layout.split(g.unsqueeze(-1))), layout.split(beta.to(dtype).unsqueeze(-1))
-    mask = decay_mask(sums).to(dtype) * weight.mT
-    since = sums.to(dtype).exp()
-    until = (sums[..., -1:, :] - sums).to(dtype).exp()
-    update = (k * until * weight).mT @ torch.cat([k, v], -1)  # [R, H, K, K + V]
-    before, final = layout.carry(since[..., -1:, :], update, first)
-    ridge = lamb.to(dtype).unsqueeze(-2)  # [H, 1, K]
+    with exact(v):
+        q, k, v = (layout.split(x.to(dtype)) for x in (q, k, v))
+        sums, weight = cumulative(layout.split(g.unsqueeze(-1))), layout.split(beta.to(dtype).unsqueeze(-1))
+        mask, since = decay_mask(sums).to(dtype) * weight.mT, sums.to(dtype).exp()
+        until = (sums[..., -1:, :] - sums).to(dtype).exp()
+        update = (k * until * weight).mT @ torch.cat([k, v], -1)  # [R, H, K, K + V]
+        before, final = layout.carry(since[..., -1:, :], update, first)
+        moments, values = before.split(widths, -1)
+        x = _solved(q, (k, k, moments, mask, since), lamb.to(dtype).unsqueeze(-2), iterations)
+        o = layout.join(_read(x, (k, v, values, mask, since)))
+    moments, values = final.split(widths, -1)
+    return o.to(out), moments, values
 
-    def read(x: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
-        keys, values, state, mask, since = parts
-        return (x * since) @ state + ((x @ keys.mT) * mask) @ values
 
-    seen, kept = before.split(widths, -1)
-    moments = (k, k, seen, mask, since)
-    frozen, held = tuple(x.detach() for x in moments), ridge.detach()
+_Past = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Keys [R, H, C, K], values [R, H, C, V], the states before [R, H, K, V], the masks of scores and the decays since."""
+
+
+def _read(x: Tensor, past: _Past) -> Tensor:
+    """What queries ``x`` [R, H, C, K] read of all tokens up to their own."""
+    keys, values, state, mask, since = past
+    return (x * since) @ state + ((x @ keys.mT) * mask) @ values
+
+
+def _solved(q: Tensor, past: _Past, ridge: Tensor, iterations: int) -> Tensor:
+    """The ``x`` [R, H, C, K] with ``_read(x, past) + ridge * x = q``, where keys are read as values."""
+    keys, values, state, mask, since = (x.detach() for x in past)
+    held = ridge.detach()
 
     def product(x: Tensor) -> Tensor:
-        return read(x, frozen) + held * x
+        return _read(x, (keys, values, state, mask, since)) + held * x
 
     with torch.no_grad():
         x = conjugate_gradients(product, q, iterations)
-    if torch.is_grad_enabled():
-        x = _Solve.apply(x, q - read(x, moments) - ridge * x, product, iterations)
-    o = layout.join(read(x, (k, v, kept, mask, since)))
-    moments, state = final.split(widths, -1)
-    return o.to(out), moments, state
+    if not torch.is_grad_enabled():
+        return x
+    return _Solve.apply(x, q - _read(x, past) - ridge * x, product, iterations)
 
 
 def mesa_by_token(

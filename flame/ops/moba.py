@@ -9,7 +9,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from flame.ops.attention import attend
 from flame.ops.documents import by_document
-from flame.ops.rows import Span, against, by_rows, check_heads, fold, unfold, wide
+from flame.ops.precision import wide
+from flame.ops.rows import Span, against, by_rows, check_heads, fold, unfold
 
 
 def parallel_moba(

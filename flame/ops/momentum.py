@@ -14,10 +14,12 @@ from torch import Tensor
 
 from flame.ops.chunks import Chunks, chunks_of
 from flame.ops.decay import cumulative, decay_mask
-from flame.ops.delta import chunk_size, documents_of, precision, shifted, unit_lower_inverse
+from flame.ops.delta import by_steps, chunk_size, documents_of, precision, shifted, unit_lower_inverse
 from flame.ops.delta_inputs import unit_length
+from flame.ops.rows import exact, uncompiled
 
 
+@uncompiled
 def momentum_rule(
     q: Tensor,
     k: Tensor,
@@ -44,15 +46,16 @@ def momentum_rule(
     Raises:
         ValueError: ``cu_seqlens`` does not fit the tokens.
     """
-    layout, width, dtype = chunks_of(v, cu_seqlens, chunk_size(v)), 2 * k.shape[-1], precision(v)
-    if initial_state is None:
-        initial_state = v.new_zeros((layout.documents, v.shape[2], width, v.shape[-1]), dtype=dtype)
-    q, k, v, p = (layout.split(x.to(v.dtype)) for x in (q, k, v, p))
-    alpha, mu, beta = (layout.split(x.unsqueeze(-1)) for x in (log_alpha, log_mu, beta))  # [R, H, C, 1]
-    chunk = _chunk(q, k, p, cumulative(alpha), cumulative(mu), beta.to(dtype))
-    inverse = unit_lower_inverse(chunk.overlaps.to(dtype)).to(v.dtype)
-    states, written, final = _walk(layout, chunk, inverse @ v, inverse @ chunk.read, initial_state.to(dtype))
-    return layout.join(chunk.q @ states.to(v.dtype) + chunk.scores @ written), final
+    with exact(v):
+        layout, width, dtype = chunks_of(v, cu_seqlens, chunk_size(v)), 2 * k.shape[-1], precision(v)
+        if initial_state is None:
+            initial_state = v.new_zeros((layout.documents, v.shape[2], width, v.shape[-1]), dtype=dtype)
+        q, k, v, p = (layout.split(x.to(v.dtype)) for x in (q, k, v, p))
+        alpha, mu, beta = (layout.split(x.unsqueeze(-1)) for x in (log_alpha, log_mu, beta))  # [R, H, C, 1]
+        chunk = _chunk(q, k, p, cumulative(alpha), cumulative(mu), beta.to(dtype))
+        inverse = unit_lower_inverse(chunk.overlaps.to(dtype)).to(v.dtype)
+        states, written, final = _walk(layout, chunk, inverse @ v, inverse @ chunk.read, initial_state.to(dtype))
+        return layout.join(chunk.q @ states.to(v.dtype) + chunk.scores @ written), final
 
 
 class _Chunk(NamedTuple):
@@ -96,12 +99,11 @@ def _walk(
     layout: Chunks, chunk: _Chunk, written: Tensor, removed: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The states before each chunk, what the tokens write given them, and the final states."""
-    parts = (written, removed, chunk.k.mT, chunk.alpha, chunk.beta, chunk.mu)
-    steps = iter(zip(*(x.split(layout.steps) for x in parts), strict=True))
+    take = by_steps(layout, written, removed, chunk.k.mT, chunk.alpha, chunk.beta, chunk.mu)
     before: list[Tensor] = []
 
-    def step(state: Tensor, _: slice) -> tuple[Tensor, Tensor]:
-        written, removed, keys, alpha, beta, mu = next(steps)
+    def step(state: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        written, removed, keys, alpha, beta, mu = take(rows)
         before.append(state)
         written = written - removed @ state.to(written.dtype)
         weights, velocity = state.chunk(2, -2)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flame.ops.documents import Borders, by_document
-from flame.ops.rows import Span, against, by_rows, check_heads, fold, scaling, unfold, weigh, wide
+from flame.ops.precision import wide
+from flame.ops.rows import Span, against, by_rows, check_heads, fold, scaling, unfold, weigh
 
 
 def parallel_nsa(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from flame.ops.documents import by_document
-from flame.ops.rows import Span, against, by_rows, check_heads, fold, scaling, unfold, weigh, wide
+from flame.ops.precision import wide
+from flame.ops.rows import Span, against, by_rows, check_heads, fold, scaling, unfold, weigh
 
 
 def parallel_parallax(

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from flame.ops.documents import by_document
+from flame.ops.precision import wide
 from flame.ops.rows import (
     BLOCK,
     against,
     check_heads,
+    exact,
     faded,
     fold,
     many,
@@ -22,7 +24,6 @@ from flame.ops.rows import (
     uncompiled,
     unfold,
     weigh,
-    wide,
 )
 
 
@@ -103,7 +104,8 @@ def _walk(
     earlier, outputs = [], []
     for index, own in enumerate(zip(*rows, strict=True)):
         inputs = earlier, list(own), list(values[: index + 1]), list(sums[: index + 1])
-        o, keys = recomputed(step, *inputs) if again else step(*inputs)
+        with exact(q):
+            o, keys = recomputed(step, *inputs) if again else step(*inputs)
         earlier = [keys]
         outputs.append(o)
     return unfold(torch.cat(outputs, -2)).to(q.dtype), earlier[0].transpose(1, 2).to(k.dtype)

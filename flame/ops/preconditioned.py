@@ -23,10 +23,12 @@ from flame.ops.delta_inputs import (
     share_heads,
     unit_length,
 )
+from flame.ops.rows import exact, uncompiled
 
 LOG_SCALE = -0.2
 
 
+@uncompiled
 def second_moments(
     k: Tensor, g: Tensor, beta: Tensor, initial_state: Tensor | None = None, cu_seqlens: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -38,7 +40,8 @@ def second_moments(
     layout, dtype = chunks_of(k, cu_seqlens, chunk_size(k)), precision(k)
     squares = layout.split(k.to(dtype).square() * beta.to(dtype).unsqueeze(-1))
     sums = cumulative(layout.split(g.unsqueeze(-1)))  # [R, H, C, 1]
-    inside = decay_mask(sums).to(dtype) @ squares
+    with exact(k):
+        inside = decay_mask(sums).to(dtype) @ squares
     if initial_state is None:
         state = squares.new_zeros(layout.documents, k.shape[2], 1, k.shape[-1])
     else:

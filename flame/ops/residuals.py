@@ -1,6 +1,7 @@
 """Attention residuals (arXiv:2603.15031): a layer reads a softmax mixture of all earlier residual sources."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,12 +22,12 @@ class Mixture(torch.autograd.Function):
     def forward(ctx: Any, direction: Tensor, eps: float, *sources: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the mixture [M, D] in the dtype of the direction, and the weights [L, M]."""
         scales, scores = [], []
-        for source in sources:
-            values = wide(source)
-            norm = torch.linalg.vector_norm(values, dim=-1)  # [M]
-            scale = norm.square_().div_(values.shape[-1]).add_(eps).rsqrt_()
-            scales.append(scale)
-            scores.append((values @ direction).mul_(scale))
+        with _full_precision(direction.device.type):
+            for source in sources:
+                values = wide(source)
+                norm = torch.linalg.vector_norm(values, dim=-1)  # [M]
+                scales.append(norm.square_().div_(values.shape[-1]).add_(eps).rsqrt_())
+                scores.append((values @ direction).mul_(scales[-1]))
         scale, score = torch.stack(scales), torch.stack(scores)  # [L, M]
         weights = score.softmax(0)
         mixed = weights[0, :, None] * sources[0]
@@ -51,6 +52,11 @@ class Mixture(torch.autograd.Function):
             gradients.append(gradient.addcmul_(inward[index, :, None], values).to(source.dtype))
             ddirection += along[index] @ values
         return ddirection, None, *gradients
+
+
+def _full_precision(device: str) -> AbstractContextManager[Any]:
+    """Scores in float32 also under autocast, which would make their products bfloat16."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def fused_attnres(

@@ -34,14 +34,11 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     if interleaved:
         # Neighbours are the parts of a complex number: one pass, where strided halves would take four slow ones.
         pairs = torch.view_as_complex(turned.unflatten(-1, (-1, 2)).contiguous())
-        halves = [torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)]
+        y = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
     else:
         first, second = turned.chunk(2, -1)
-        halves = [
-            torch.mul(first, cos).addcmul_(second, sin, value=-1),
-            torch.mul(second, cos).addcmul_(first, sin),
-        ]
-    return torch.cat([*(half.to(x.dtype) for half in halves), rest], -1)
+        y = torch.cat([second, first], -1).mul_(torch.cat([-sin, sin], -1)).addcmul_(turned, torch.cat([cos, cos], -1))
+    return torch.cat([y.to(x.dtype), rest], -1) if rest.shape[-1] else y.to(x.dtype)
 
 
 def rotary_embedding(

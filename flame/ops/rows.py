@@ -4,6 +4,7 @@ The backward pass computes them again where they would fill much memory.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar, cast
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from flame.ops.decay import SPAN
+from flame.ops.decay import SPAN, largest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,6 +46,11 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     return cast("Callable[P, R]", torch.compiler.disable(function))
 
 
+def exact(x: Tensor) -> AbstractContextManager:
+    """Keeps autocast from narrowing the products of scores."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 @uncompiled
 def by_rows(
     body: Callable[..., tuple[Tensor, ...]],
@@ -66,7 +72,8 @@ def by_rows(
     spans = _spans(count, length, window, block)
     if len(spans) == 1:
         span = spans[0]
-        return body(span, *queries, *[x[..., span.start : span.last, :] for x in keys])
+        with exact(queries[0]):
+            return body(span, *queries, *[x[..., span.start : span.last, :] for x in keys])
     # Pieces rather than slices: the gradient of a slice is as large as the whole.
     sizes = [span.last - span.first for span in spans]
     query_pieces = [x.split(sizes, -2) for x in queries]
@@ -105,7 +112,8 @@ def _run(
     again: bool,
 ) -> tuple[Tensor, ...]:
     def joined(own: Sequence[Tensor], pieces: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
-        return body(span, *own, *[torch.cat(list(piece), -2) for piece in pieces])
+        with exact(own[0]):
+            return body(span, *own, *[torch.cat(list(piece), -2) for piece in pieces])
 
     return recomputed(joined, own, pieces) if again else joined(own, pieces)
 
@@ -142,7 +150,7 @@ def summed(g: Tensor, heads: int) -> tuple[Tensor, bool]:
     """
     steps = g.detach().float().abs()
     blocks = pad(steps, (0, 0, 0, -steps.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK)).sum(2)
-    return fold(g.double().cumsum(1).unsqueeze(-1), heads), bool(blocks.numel() == 0 or float(blocks.amax()) <= SPAN)
+    return fold(g.double().cumsum(1).unsqueeze(-1), heads), largest(blocks) <= SPAN
 
 
 def faded(own: Tensor, theirs: Tensor, narrow: bool, dtype: torch.dtype) -> Tensor:
@@ -151,11 +159,6 @@ def faded(own: Tensor, theirs: Tensor, narrow: bool, dtype: torch.dtype) -> Tens
         reference = own[..., :1, :].detach()
         own, theirs = (own - reference).to(dtype), (theirs - reference).to(dtype)
     return (own - theirs.mT).to(dtype)
-
-
-def wide(x: Tensor) -> Tensor:
-    """Float32, or float64 as it is: what scores are computed in."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def scaling(scale: float | None, k: Tensor) -> float:

@@ -1,4 +1,5 @@
-"""Element-wise linear recurrence ``h_t = exp(g_t) h_{t-1} + x_t``: HGRN (Qin et al., arXiv:2311.04823) and selective scans.
+"""Element-wise linear recurrence ``h_t = exp(g_t) h_{t-1} + x_t``: HGRN (Qin et al., arXiv:2311.04823) and selective
+scans.
 
 Chunks run side by side: as many steps as a chunk has tokens, on tensors of all chunks, then as many as a document has
 chunks. The gradient is the same recurrence backwards.
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from flame.ops.chunks import Chunks, chunks_of
 from flame.ops.states import documents_of
+from flame.ops.values import has_values
 
 SCAN_CHUNK = 32
-"""Tokens per chunk: steps within a chunk and chunks within a document cost the same, so near the root of usual lengths."""
+"""Tokens per chunk: steps within a chunk and chunks within a document cost the same, so near the root of usual
+lengths."""
 
 
 def elementwise_scan(
@@ -36,16 +39,21 @@ def elementwise_scan(
         state = torch.zeros(chunks.documents, x.shape[-1], dtype=dtype, device=x.device)
     elif state.shape != (chunks.documents, x.shape[-1]):
         raise ValueError(
-            f"an initial state of shape {tuple(state.shape)} does not fit; this call needs {(chunks.documents, x.shape[-1])}"
+            f"an initial state of shape {tuple(state.shape)} does not fit; "
+            f"this call needs {(chunks.documents, x.shape[-1])}"
         )
     rows = chunks.split(x.to(dtype).unsqueeze(2)).squeeze(1)  # [R, C, D]
     decay = chunks.split(g.to(dtype).unsqueeze(2)).squeeze(1).exp()  # 1 where there is no token
+    if not has_values(x):
+        return x * g, state
     h, state = _Scan.apply(rows, decay, state.to(dtype), chunks)
     return chunks.join(h.unsqueeze(1)).squeeze(2).to(x.dtype), state
 
 
 class _Scan(torch.autograd.Function):
-    """The recurrence over rows of chunks, with its reverse as the gradient: no intermediate is kept but ``h`` itself."""
+    """The recurrence over rows of chunks, with its reverse as the gradient: no intermediate is kept but ``h``
+    itself.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, decay: Tensor, state: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:

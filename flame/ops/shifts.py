@@ -35,7 +35,8 @@ def token_shift(
     starts, filled = borders[:-1], borders.diff() > 0
     previous = F.pad(x[0, :-1], (0, 0, 1, 0))  # [T, D]
     if before is None:
-        previous = previous.index_fill(0, starts[filled], 0)
+        first = torch.zeros(x.shape[1] + 1, dtype=torch.bool, device=x.device).index_fill(0, starts, True)
+        previous = previous.masked_fill(first[:-1, None], 0)
     else:
         previous = previous.index_copy(0, starts[filled], before[filled])
     delta = (previous - x[0]).unsqueeze(0)

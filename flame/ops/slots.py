@@ -1,5 +1,5 @@
-"""Attention to a bounded number of slots: GSA (Zhang et al., arXiv:2409.07146), ABC (Peng et al., arXiv:2110.02488) and the
-additive gate they share with LightNet (arXiv:2405.21022).
+"""Attention to a bounded number of slots: GSA (Zhang et al., arXiv:2409.07146), ABC (Peng et al., arXiv:2110.02488)
+and the additive gate they share with LightNet (arXiv:2405.21022).
 
 Two passes of gated linear attention with a softmax over the slots between them: the first reads keys out of the slots,
 the second values.
@@ -56,7 +56,8 @@ def slot_attention(
 def additive_gate(
     x: Tensor, state: Tensor | None = None, cu_seqlens: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights that add up to the softmax over all tokens so far: ``exp(x_t - z_t)`` with ``z`` the running log-sum-exp of ``x``.
+    """Weights that add up to the softmax over all tokens so far: ``exp(x_t - z_t)`` with ``z`` the running
+    log-sum-exp of ``x``.
 
     Args:
         x: [B, T, H, K] logits.
@@ -64,7 +65,8 @@ def additive_gate(
         cu_seqlens: [N + 1] the borders of packed documents.
 
     Returns:
-        The weights [B, T, H, K], the log decays ``z_{t-1} - z_t`` (zero for the very first token) and the last ``z`` [N, 1, H, K].
+        The weights [B, T, H, K], the log decays ``z_{t-1} - z_t`` (zero for the very first token) and the last ``z``
+        [N, 1, H, K].
     """
     chunks = chunks_of(x, cu_seqlens)
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -152,8 +154,8 @@ def chunk_abc(
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """ABC: slots normalised over all tokens so far.
 
-    The final state carries the normaliser [N, 1, H, M] as a third tensor, which fla's lacks: without it (a state of two) a
-    continued sequence takes the first new token for as heavy as all before it.
+    The final state carries the normaliser [N, 1, H, M] as a third tensor, which fla's lacks: without it (a state of
+    two) a continued sequence takes the first new token for as heavy as all before it.
     """
     *states, z = (None, None, None) if initial_state is None else (*initial_state, None)[:3]
     s, g, z = additive_gate(s, z)

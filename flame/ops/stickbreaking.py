@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
 from flame.ops.documents import by_document
-from flame.ops.rows import Span, against, by_rows, check_heads, fold, scaling, unfold, weigh, wide
+from flame.ops.precision import wide
+from flame.ops.rows import Span, against, by_rows, check_heads, fold, scaling, unfold, weigh
 
 
 def parallel_stickbreaking_attn(
@@ -107,14 +108,17 @@ def _break(q: Tensor, k: Tensor, v: Tensor, scale: float, diagonal: int) -> tupl
     heads, dtype = k.shape[2], q.dtype
 
     def body(span: Span, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        scores = against(wide(q) * scale, wide(k))  # [B, H, G, C, S]
-        hidden = span.hidden(q.device, diagonal)
-        taken = logsigmoid(scores)
-        passed = (taken - scores).masked_fill(hidden, 0)  # log(1 - sigmoid(score))
-        # What the later keys have left, summed from the nearest so that the large sums come last.
-        later = pad(passed.flip(-1)[..., :-1], (1, 0)).cumsum(-1).flip(-1)
+        # From the nearest key back, so that running sums start there.
+        k, v = wide(k).flip(-2), wide(v).flip(-2)
+        scores = against(wide(q) * scale, k)  # [B, H, G, C, S]
+        hidden = span.hidden(q.device, diagonal).flip(-1)
+        passed = logsigmoid(-scores)  # log(1 - sigmoid(score)), of which small ones add up
+        taken = scores + passed
+        passed = passed.masked_fill(hidden, 0)
+        # What the later keys have left, without the own share: that may be so large that a difference would lose it.
+        later = pad(passed[..., :-1], (1, 0)).cumsum(-1)
         weights = (taken + later).masked_fill(hidden, -torch.inf).exp()
-        return weigh(weights, wide(v)), passed.sum(-1, keepdim=True).exp()
+        return weigh(weights, v), passed.sum(-1, keepdim=True).exp()
 
     o, left = by_rows(body, [fold(q, heads)], [x.transpose(1, 2) for x in (k, v)])
     return unfold(o).to(dtype), unfold(left).squeeze(-1).to(dtype)

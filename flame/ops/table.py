@@ -5,7 +5,9 @@ ENTRY_POINTS: dict[str, str] = {
     "fla.ops.gla.chunk:chunk_gla": "flame.ops.linear_entries:chunk_gla",
     "fla.ops.gla.fused_recurrent:fused_recurrent_gla": "flame.ops.linear_entries:fused_recurrent_gla",
     "fla.ops.simple_gla.chunk:chunk_simple_gla": "flame.ops.linear_entries:chunk_simple_gla",
-    "fla.ops.simple_gla.fused_recurrent:fused_recurrent_simple_gla": "flame.ops.linear_entries:fused_recurrent_simple_gla",
+    "fla.ops.simple_gla.fused_recurrent:fused_recurrent_simple_gla": (
+        "flame.ops.linear_entries:fused_recurrent_simple_gla"
+    ),
     "fla.ops.simple_gla.fused_chunk:fused_chunk_simple_gla": "flame.ops.linear_entries:fused_chunk_simple_gla",
     "fla.ops.simple_gla.parallel:parallel_simple_gla": "flame.ops.linear_entries:parallel_simple_gla",
     "fla.ops.rwkv6.chunk:chunk_rwkv6": "flame.ops.linear_entries:chunk_rwkv6",
@@ -47,6 +49,7 @@ ENTRY_POINTS: dict[str, str] = {
     "fla.ops.momentum_delta_rule.fused_recurrent:fused_recurrent_momentum_delta_rule": (
         "flame.ops.momentum:fused_recurrent_momentum_delta_rule"
     ),
+    "fla.layers.mom:transform": "flame.ops.memories:transform",
     # RWKV7
     "fla.ops.rwkv7.chunk:chunk_rwkv7": "flame.ops.rwkv7:chunk_rwkv7",
     "fla.ops.rwkv7.fused_recurrent:fused_recurrent_rwkv7": "flame.ops.rwkv7:fused_recurrent_rwkv7",
@@ -69,7 +72,9 @@ ENTRY_POINTS: dict[str, str] = {
     "fla.ops.attn.parallel:parallel_attn": "flame.ops.forgetting:parallel_attn",
     "fla.ops.attn.decoding:attn_decoding_one_step": "flame.ops.forgetting:attn_decoding_one_step",
     "fla.ops.forgetting_attn.parallel:parallel_forgetting_attn": "flame.ops.forgetting:parallel_forgetting_attn",
-    "fla.ops.stickbreaking_attn.parallel:parallel_stickbreaking_attn": "flame.ops.stickbreaking:parallel_stickbreaking_attn",
+    "fla.ops.stickbreaking_attn.parallel:parallel_stickbreaking_attn": (
+        "flame.ops.stickbreaking:parallel_stickbreaking_attn"
+    ),
     "fla.ops.path_attn.parallel:parallel_path_attn": "flame.ops.path_attention:parallel_path_attn",
     "fla.ops.wall_attn.parallel:parallel_wall_attn": "flame.ops.wall:parallel_wall_attn",
     "fla.ops.wall_attn.decode:parallel_wall_attn_decode": "flame.ops.wall:parallel_wall_attn_decode",
@@ -83,6 +88,8 @@ ENTRY_POINTS: dict[str, str] = {
     "fla.ops.rebased.parallel:parallel_rebased": "flame.ops.taylor:parallel_rebased",
     "fla.ops.nsa.parallel:parallel_nsa": "flame.ops.nsa:parallel_nsa",
     "fla.ops.moba.parallel:parallel_moba": "flame.ops.moba:parallel_moba",
+    "fla.models.cat.modeling_cat:create_block_mask_compiled": "flame.ops.flex:create_block_mask_compiled",
+    "fla.models.cat.modeling_cat:flex_attention_compiled": "flame.ops.flex:flex_attention_compiled",
     # Shared modules
     "fla.modules.norm.layernorm:layer_norm": "flame.ops.norms:layer_norm",
     "fla.modules.norm.layernorm:group_norm": "flame.ops.norms:group_norm",
@@ -144,7 +151,20 @@ METHODS: dict[str, str] = {
     "fla.layers.mamba:Mamba.slow_forward": "flame.ops.mamba:mamba_forward",
     "fla.layers.mamba2:Mamba2.torch_forward": "flame.ops.mamba:mamba2_forward",
 }
-"""Methods that fla's layers fall back to where a package of kernels is missing -> ours, which are faster on any device."""
+"""Methods that fla's layers fall back to where a package of kernels is missing -> ours, which are faster on any
+device."""
 
-KERNELS_ONLY: dict[str, str] = {}
+KERNELS_ONLY: dict[str, str] = {
+    "cyclic_flow_attention": "its operators run on CUDA devices only",
+    "log_linear_mamba2": "its layer runs on CUDA devices only",
+    "mamba3": "its kernels are in the mamba-ssm package, and its layer runs on CUDA devices only",
+}
 """Families of fla that need a GPU -> why."""
+
+WITHOUT_CACHE: dict[str, str] = {
+    "deltaformer": "its layer refuses a cache",
+    "moba": "a cached token attends to all blocks, one of a sequence to the chosen ones",
+    "stickbreaking_attn": "its layer refuses a cache",
+}
+"""Families of fla whose cached pass is none, or not that over the whole sequence -> why; they generate without a
+cache."""

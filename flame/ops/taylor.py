@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flame.ops.rows import Span, against, by_rows, fold, weigh, wide
+from flame.ops.precision import wide
+from flame.ops.rows import Span, against, by_rows, fold, weigh
 
 
 def parallel_based(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, use_norm: bool = True) -> Tensor:

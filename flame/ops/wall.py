@@ -13,7 +13,8 @@ from torch.nn.functional import pad
 from flame.ops.decay import channel_scores
 from flame.ops.documents import by_document
 from flame.ops.forgetting import sink_score, with_sink
-from flame.ops.rows import Span, by_rows, check_heads, faded, fold, scaling, summed, unfold, weigh, wide
+from flame.ops.precision import wide
+from flame.ops.rows import Span, by_rows, check_heads, faded, fold, scaling, summed, unfold, weigh
 
 LIMIT = 126.0
 """2 ** 126 is the largest power of two below which float32 and bfloat16 stay finite with room for a sum."""

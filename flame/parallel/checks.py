@@ -10,7 +10,7 @@ from flame.config import JobConfig
 from flame.config.parallelism import Parallelism
 from flame.errors import ConfigError
 from flame.models.build import build_model, plain_model
-from flame.models.families.units import units_of
+from flame.models.families.units import made_of_units
 from flame.models.trial import stir, trial_model
 from flame.parallel.division import divide_layers, stage_layers
 from flame.parallel.split import Anatomy, anatomy, cut, layer_stack
@@ -48,7 +48,7 @@ def check_layout(
         )
     with torch.device("meta"):
         model = build_model(model_class, model_config)
-    if units_of(model):
+    if made_of_units(model):
         _check_units(model, layout)
     elif layout.tensor_parallel_degree > 1:
         _check_tensor(model, layout.tensor_parallel_degree)

@@ -245,4 +245,3 @@ class ContextParallel:
         sent = states.reshape(batch, self.ranks, length // self.ranks, heads, width).movedim(1, 0).contiguous()
         got = all_to_all_single_autograd(sent, None, None, self.group)  # [ranks, B, T / ranks, H / ranks, D]
         return got.movedim(0, 2).reshape(batch, length // self.ranks, self.ranks * heads, width)
-

@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from flame.config import JobConfig
-from flame.models.families.units import units_of
+from flame.models.families.units import made_of_units
 from flame.parallel.context import ContextParallel, Inputs, SplitSequence
 from flame.parallel.layout import Layout
 from flame.parallel.parallelize import parallelize
@@ -124,7 +124,7 @@ def split_sequence(model: PreTrainedModel, mesh: DeviceMesh | None, config: JobC
     balanced = layout.context_parallel_load_balancer == "headtail"
     context = (
         UnitContext(mesh)
-        if units_of(model)
+        if made_of_units(model)
         else ContextParallel(mesh, layout.context_parallel_rotate_method, balanced)
     )
     context.attach(model)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.distributed.expert_parallel import apply_expert_parallelism
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
-from flame.models.families.units import units_of
+from flame.models.families.units import made_of_units
 from flame.parallel.split import Placeholder, ends, share_weight
 from flame.parallel.sums import SummedGradient
 from flame.parallel.units import shard_units
@@ -65,7 +65,7 @@ def tensor_plan(model: PreTrainedModel, expert_parallel: bool = False) -> dict[s
 
     For families made of units (fla), which are split otherwise, it is that of both ends.
     """
-    if units_of(model):
+    if made_of_units(model):
         return _plan_of_ends(model)
     if not expert_parallel:
         return dict(model.tp_plan)

@@ -1,5 +1,5 @@
-"""Parameters that several pipeline stages have: an embedding that is also the output head, on the first and the last, and
-those in no module of their own, on all.
+"""Parameters that several pipeline stages have: an embedding that is also the output head, on the first and the last,
+and those in no module of their own, on all.
 
 Copies start equal and get the sum of all gradients, so they stay equal; the gradient norm counts one of them.
 """

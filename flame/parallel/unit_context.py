@@ -1,7 +1,8 @@
 """Context parallelism for families made of units (fla): each rank runs some of the heads over the whole sequence.
 
-A mixer's input is gathered along the sequence, the mixer runs on this rank's share of its heads, and its outputs are summed and
-scattered again. So a recurrence is never cut, convolutions and norms need no neighbours, and any kernel serves.
+A mixer's input is gathered along the sequence, the mixer runs on this rank's share of its heads, and its outputs are
+summed and scattered again. So a recurrence is never cut, convolutions and norms need no neighbours, and any kernel
+serves.
 """
 
 from typing import Any
@@ -53,7 +54,7 @@ class UnitContext:
 
     def parameter(self, whole: Tensor, kind: str) -> Tensor:
         """This rank's share; gradients of the other shares are zero here, and FSDP adds them up."""
-        if kind == "whole":
+        if kind in ("whole", "packed"):
             return whole
         return whole.chunk(self.size, dim=0 if kind == "columns" else -1)[self.rank]
 

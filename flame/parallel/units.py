@@ -7,6 +7,7 @@ norms, packed convolutions) meets shares too. What goes in is whole, what comes 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,9 +19,33 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedModel
 
 from flame.errors import ConfigError
-from flame.models.families.units import Unit, units_of
+from flame.models.families.units import Sections, Unit, unit_of, units_of
+from flame.parallel.split import layer_stack
 from flame.parallel.sums import SummedForward, SummedGradient
-from flame.parallel.wide import adapt, share_context, widen
+from flame.parallel.wide import adapt, share_context, sum_output, widen
+
+
+@dataclass
+class Piece:
+    """A parameter of a unit."""
+
+    owner: nn.Module
+    name: str
+    kind: str
+    """``columns``, ``rows``, ``packed`` or ``whole``."""
+    sections: Sections = ()
+    """Of a packed one."""
+
+    @property
+    def value(self) -> Tensor:
+        """What the owner holds now."""
+        found = self.owner._parameters[self.name]
+        assert found is not None
+        return found
+
+    @value.setter
+    def value(self, value: Tensor) -> None:
+        self.owner._parameters[self.name] = value  # type: ignore[assignment]
 
 
 class Share(Protocol):
@@ -31,7 +56,7 @@ class Share(Protocol):
     size: int
 
     def parameter(self, whole: Tensor, kind: str) -> Tensor:
-        """This rank's share of a parameter (``columns``, ``rows``), or the parameter itself (``whole``)."""
+        """This rank's share of a parameter (``columns``, ``rows``), or the parameter itself (``whole``, ``packed``)."""
         ...
 
     def argument(self, whole: Tensor) -> Tensor:
@@ -39,7 +64,9 @@ class Share(Protocol):
         ...
 
     def gather(self, hidden: Tensor, options: dict[str, Any]) -> Tensor:
-        """What the unit is to see of its input [B, T, D]; ``options`` are its keyword arguments, to be changed in place."""
+        """What the unit is to see of its input [B, T, D]; ``options`` are its keyword arguments, to be changed in
+        place.
+        """
         ...
 
     def scatter(self, output: Tensor) -> Tensor:
@@ -54,7 +81,7 @@ class TensorShare:
         self.group, self.rank, self.size = mesh.get_group(), mesh.get_local_rank(), mesh.size()
 
     def parameter(self, whole: Tensor, kind: str) -> Tensor:
-        if kind == "whole":
+        if kind in ("whole", "packed"):
             return SummedGradient.apply(whole, self.group)  # each rank sees only some of its uses
         assert isinstance(whole, DTensor)
         return whole.to_local()
@@ -73,25 +100,29 @@ def shard_units(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """Shards every unit of a model on the meta device over the ranks of ``mesh``."""
     modules = dict(model.named_modules())
     for path, unit in units_of(model).items():
-        for owner, name, kind in _parameters(modules[path], unit):
-            if kind != "whole":
-                whole = owner._parameters[name]
-                assert whole is not None
-                placement = Shard(0 if kind == "columns" else whole.ndim - 1)
-                shards = distribute_tensor(whole, mesh, [placement], src_data_rank=None)
-                owner._parameters[name] = nn.Parameter(shards, requires_grad=whole.requires_grad)
+        for piece in _pieces(modules[path], unit):
+            if piece.kind in ("columns", "rows"):
+                placement = Shard(0 if piece.kind == "columns" else piece.value.ndim - 1)
+                shards = distribute_tensor(piece.value, mesh, [placement], src_data_rank=None)
+                piece.value = nn.Parameter(shards, requires_grad=piece.value.requires_grad)
         share_unit(modules[path], unit, TensorShare(mesh))
 
 
 def share_unit(module: nn.Module, unit: Unit, share: Share) -> None:
-    """Makes ``module`` run on a share of its heads from now on; sharing it again, over another group, shares the share."""
+    """Makes ``module`` run on a share of its heads from now on; sharing it again, over another group, shares the
+    share.
+    """
+    pieces = list(_pieces(module, unit))
     for owner, name in _counts(module, unit):
         setattr(owner, name, getattr(owner, name) // share.size)
-    parameters = list(_parameters(module, unit))
     forward = module.forward
     adapt(module)
+    if unit.plain:
+        setattr(module, unit.plain[0], getattr(module, unit.plain[1]))
     if unit.wide_norm:
         widen(module, unit.wide_norm)
+    for name in unit.sums:
+        sum_output(module.get_submodule(name))
 
     def on_share(*args: Any, **kwargs: Any) -> Any:
         hidden, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), args)
@@ -99,7 +130,7 @@ def share_unit(module: nn.Module, unit: Unit, share: Share) -> None:
             if kwargs.get(name) is not None:
                 kwargs[name] = share.argument(kwargs[name])
         hidden = share.gather(hidden, kwargs)
-        with _shares_of(parameters, share), share_context(share):
+        with _shares_of(pieces, share), share_context(share):
             output = forward(hidden, *args, **kwargs)
         if isinstance(output, tuple):
             return share.scatter(output[0]), *output[1:]
@@ -121,15 +152,12 @@ def check_units(model: PreTrainedModel, degree: int, key: str, mixers_only: bool
         ConfigError: names the module and the remedy.
     """
     units, modules = units_of(model), dict(model.named_modules())
-    known = {path.rpartition(".")[2] for path in units}
-    for path, module in modules.items():
-        parent, _, leaf = path.rpartition(".")
-        if parent.rpartition(".")[2].isdecimal() and path not in units and _holds_matrices(module):
-            what = f"{type(module).__module__}:{type(module).__name__}"
-            if leaf not in ("mlp", "ffn") or not mixers_only or leaf not in known:
+    for layer in layer_stack(model):
+        for name, module in layer.named_children():
+            if unit_of(module) is None and any(parameter.ndim > 1 for parameter in module.parameters()):
                 raise ConfigError(
-                    f"{key} = {degree}: '{leaf}' of family '{model.config.model_type}' ({what}) cannot be split by heads; "
-                    "set the degree to 1"
+                    f"{key} = {degree}: {type(module).__name__}, the '{name}' of family '{model.config.model_type}', "
+                    "cannot be split by heads; set the degree to 1"
                 )
     for path, unit in units.items():
         if mixers_only and not unit.mixes:
@@ -139,14 +167,10 @@ def check_units(model: PreTrainedModel, degree: int, key: str, mixers_only: bool
                 raise ConfigError(
                     f"{key} = {degree} does not divide {name} = {getattr(owner, name)} of {path}; choose one that does"
                 )
-        for owner, name, kind in _parameters(modules[path], unit):
-            size = owner._parameters[name].shape[0 if kind == "columns" else -1]  # type: ignore[union-attr]
-            if kind != "whole" and size % degree:
-                raise ConfigError(f"{key} = {degree} does not divide the {size} channels of {path}.{name}")
-
-
-def _holds_matrices(module: nn.Module) -> bool:
-    return any(parameter.ndim > 1 for parameter in module.parameters())
+        for piece in _pieces(modules[path], unit):
+            size = piece.value.shape[0 if piece.kind == "columns" else -1]
+            if piece.kind in ("columns", "rows") and size % degree:
+                raise ConfigError(f"{key} = {degree} does not divide the {size} channels of {path}.{piece.name}")
 
 
 def _counts(module: nn.Module, unit: Unit) -> Iterator[tuple[Any, str]]:
@@ -157,21 +181,37 @@ def _counts(module: nn.Module, unit: Unit) -> Iterator[tuple[Any, str]]:
             yield owner, name
 
 
-def _parameters(module: nn.Module, unit: Unit) -> Iterator[tuple[nn.Module, str, str]]:
-    """Each parameter's owner, name there, and kind."""
+def _pieces(module: nn.Module, unit: Unit) -> Iterator[Piece]:
     for path, owner in module.named_modules():
         for name, parameter in owner._parameters.items():
+            full = f"{path}.{name}".lstrip(".")
             if parameter is not None:
-                yield owner, name, unit.kind(f"{path}.{name}".lstrip("."))
+                sections = unit.packed[full](module) if full in unit.packed else ()
+                yield Piece(owner, name, unit.kind(full), sections)
 
 
 @contextmanager
-def _shares_of(parameters: list[tuple[nn.Module, str, str]], share: Share) -> Iterator[None]:
-    whole = [owner._parameters[name] for owner, name, _ in parameters]
+def _shares_of(pieces: list[Piece], share: Share) -> Iterator[None]:
+    whole = [piece.value for piece in pieces]
     try:
-        for owner, name, kind in parameters:
-            owner._parameters[name] = share.parameter(owner._parameters[name], kind)  # type: ignore[arg-type,assignment]
+        for piece in pieces:
+            piece.value = _share_of(piece, share)
         yield
     finally:
-        for (owner, name, _), value in zip(parameters, whole, strict=True):
-            owner._parameters[name] = value
+        for piece, value in zip(pieces, whole, strict=True):
+            piece.value = value
+
+
+def _share_of(piece: Piece, share: Share) -> Tensor:
+    value = share.parameter(piece.value, piece.kind)
+    if piece.kind != "packed":
+        return value
+    # Another share may have been taken before, of the sections that list channels.
+    shared = sum(size for size, split in piece.sections if not split)
+    full = sum(size for size, split in piece.sections if split)
+    here = [size * (len(value) - shared) // full if split else size for size, split in piece.sections]
+    parts = [
+        part.chunk(share.size)[share.rank] if split else part
+        for part, (_, split) in zip(value.split(here), piece.sections, strict=True)
+    ]
+    return torch.cat(parts)

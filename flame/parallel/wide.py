@@ -54,17 +54,30 @@ def wide_rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: fl
 
 def widen(module: nn.Module, name: str) -> None:
     """Makes the norm ``name`` of a unit one over the full width, whichever way the unit calls it."""
-    norm = module.get_submodule(name)
-    activation = {"swish": F.silu, "silu": F.silu, "sigmoid": torch.sigmoid}.get(getattr(norm, "activation", ""))
+    norm: Any = module.get_submodule(name)
+    activation = F.silu if getattr(norm, "activation", "swish") in ("swish", "silu") else torch.sigmoid
 
     def normalised(x: Tensor, g: Tensor | None = None, **_: Any) -> Tensor:
-        output = wide_rms_norm(x, norm.weight, getattr(norm, "bias", None), norm.eps)  # type: ignore[arg-type]
-        if g is None:
-            return output
-        assert activation is not None, f"{type(norm).__name__} gates in a way that is not known here"
-        return (output.float() * activation(g.float())).to(x.dtype)
+        gate = None if g is None else activation(g.float())
+        if gate is not None and not getattr(norm, "norm_before_gate", True):  # Mamba2
+            x, gate = (x.float() * gate).to(x.dtype), None
+        output = wide_rms_norm(x, norm.weight, getattr(norm, "bias", None), norm.eps)
+        return output if gate is None else (output.float() * gate).to(x.dtype)
 
-    norm.forward = normalised  # type: ignore[method-assign]
+    norm.forward = normalised
+
+
+def sum_output(linear: nn.Module) -> None:
+    """Makes a linear layer of a unit, which reads all channels, add up what the shares give it."""
+    forward = linear.forward
+
+    def summed(x: Tensor) -> Tensor:
+        output = forward(x)
+        for part in _parts:
+            output = SummedBoth.apply(output, part.group)
+        return output
+
+    linear.forward = summed  # type: ignore[method-assign]
 
 
 def adapt(module: nn.Module) -> None:
@@ -120,7 +133,7 @@ def _retention(
     for part in reversed(_parts):
         first, size = first + part.rank * size, size * part.size
     numbers = torch.arange(first, first + heads, dtype=torch.float, device=q.device)
-    decay = torch.log1p(-torch.exp2(-5.0 - numbers))
+    decay = (1 - 2.0 ** (-5.0 - numbers)).log()  # with the rounding that fla's own function has
     chunk: Any = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
     return chunk(
         q,

@@ -64,10 +64,8 @@ class CausalLM(Task):
         if small is None:
             self._check_nothing(config.model_type)
             return
-        if self.config.training.varlen and not documents_are_isolated(small, documents):
-            raise ConfigError(
-                f"training.varlen: '{config.model_type}' lets packed documents see each other; set it to false"
-            )
+        if self.config.training.varlen:
+            self._check_documents(small, documents)
         layout = self.config.parallelism
         if self.options.linear_cross_entropy == "off" or (
             layout.disable_loss_parallel and layout.tensor_parallel_degree > 1
@@ -78,6 +76,18 @@ class CausalLM(Task):
             raise ConfigError(
                 f"task.linear_cross_entropy: '{config.model_type}' changes its logits after the head; set it to 'auto'"
             )
+
+    def _check_documents(self, small: PreTrainedModel, documents: str) -> None:
+        family = small.config.model_type
+        try:
+            isolated = documents_are_isolated(small, documents)
+        except (NotImplementedError, ValueError, AssertionError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"training.varlen: '{family}' takes no packed documents ({reason}); set it to false"
+            ) from error
+        if not isolated:
+            raise ConfigError(f"training.varlen: '{family}' lets packed documents see each other; set it to false")
 
     def _check_nothing(self, model_type: str) -> None:
         """For a family that cannot be tried: all logits are computed, and what needs proof is refused."""

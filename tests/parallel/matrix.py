@@ -1,6 +1,6 @@
 """Trains a tiny model of every family under every parallelism and compares with one process.
 
-python -m tests.parallel.matrix [--families a,b] [--layouts fsdp,tp] [--again] [--output FILE] [--jobs N]
+python -m tests.parallel.matrix [--origin fla] [--families a,b] [--layouts fsdp,tp] [--again] [--output FILE] [--jobs N]
 
 Each cell of the table trains three optimizer steps of eight rows on two gloo processes. It is equal to one process, or
 it is refused before the first step; a third thing is a fault of flame, is shouted about, and makes the exit status 1.
@@ -27,6 +27,7 @@ from unittest import mock
 
 import torch
 import transformers
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig
 
 import flame
@@ -37,6 +38,7 @@ from flame.errors import ConfigError
 from flame.families import families
 from flame.models.config import shrink
 from flame.plugin import load_plugin
+from tests.parallel.decoding import decoding_error
 from tests.runs import Materials, Pool, Run, write_job
 
 STEPS = 3
@@ -55,7 +57,19 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     },
     "ep": {"parallelism.data_parallel_shard_degree": 2, "parallelism.expert_parallel_degree": 2},
 }
-TITLES = {"fsdp": "FSDP 2", "tp": "TP 2", "pp": "PP 2", "cp": "CP 2", "cp_alltoall": "CP 2 all-to-all", "ep": "EP 2"}
+TITLES = {
+    "fsdp": "FSDP 2",
+    "tp": "TP 2",
+    "pp": "PP 2",
+    "cp": "CP 2",
+    "cp_alltoall": "CP 2 all-to-all",
+    "ep": "EP 2",
+    "resume": "resumes",
+    "generate": "generates",
+    "varlen": "packs",
+}
+COLUMNS = {"transformers": list(LAYOUTS), "fla": ["fsdp", "tp", "pp", "cp", "resume", "generate", "varlen"]}
+PAGES = {"transformers": Path("docs/parallelism_matrix.md"), "fla": Path("docs/fla_families.md")}
 FAILURES = ("differs", "crash", "hang")
 # Families that look both ways unless they are told not to.
 _ENCODERS = (
@@ -79,6 +93,10 @@ COMPLETED: dict[str, dict[str, Any]] = {
     },
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 16, "moe_topk": 2},
     "lfm2_moe": {"layer_types": (["conv", "conv", "full_attention"] * 11)[:32]},
+    "rodimus": {
+        "ska_attn": {"num_heads": 16, "qkv_bias": False, "qk_norm": False, "window_size": 64, "rope_theta": 1e4},
+        "residual_in_fp32": False,
+    },
     "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
     "cohere_compass_text": {
         "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 10,
@@ -130,6 +148,24 @@ def limits() -> Iterator[None]:
             raise RuntimeError(f"refused in a step, not before it: {error}") from error
 
     with mock.patch.object(flame.trainer.Trainer, "train_step", guarded):
+        yield
+
+
+@contextmanager
+def shaken() -> Iterator[None]:
+    """``limits``, and initial weights that are off by some rounding errors."""
+    start = flame.trainer.Trainer.train
+
+    def train(trainer: flame.trainer.Trainer) -> None:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for part in trainer.model_parts:
+                for parameter in part.parameters():
+                    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+                    local *= 1 + 5e-7 * torch.randn(local.shape, generator=generator)
+        start(trainer)
+
+    with limits(), mock.patch.object(flame.trainer.Trainer, "train", train):
         yield
 
 
@@ -204,7 +240,15 @@ class Bench:
             return started
         values, reference = started
         start = time.monotonic()
-        run, cell = self._train(model_type, values, layout, LAYOUTS[layout])
+        if layout == "generate":
+            return replace(self._generate(model_type, values), seconds=time.monotonic() - start)
+        if layout == "resume":
+            run, cell = self._resume(model_type, values)
+        elif layout == "varlen":
+            run, cell = self._train(model_type, values, layout, {"training.varlen": True}, world=1)
+            return replace(cell, seconds=time.monotonic() - start)
+        else:
+            run, cell = self._train(model_type, values, layout, LAYOUTS[layout])
         if run is not None and (what := difference(run, reference, TOLERANCE)):
             sensitive = not difference(run, reference, LARGEST_TOLERANCE) and self._is_sensitive(values, reference)
             cell = replace(cell, reason=what, outcome="equal" if sensitive else "differs")
@@ -212,10 +256,33 @@ class Bench:
             shutil.rmtree(run.folder.parent)
         return replace(cell, seconds=time.monotonic() - start)
 
+    def _resume(self, model_type: str, values: dict[str, Any]) -> tuple[Run | None, Cell]:
+        """A run that ended one step early and was started again for the last one."""
+        run, cell = self._train(model_type, values, "resume", {"training.steps": STEPS - 1}, world=1)
+        if run is None:
+            return None, cell
+        return self._train(model_type, values, "resume", {}, world=1, folder=run.folder)
+
+    def _generate(self, model_type: str, values: dict[str, Any]) -> Cell:
+        """Whether the exported folder decodes token by token what it computes on whole sequences."""
+        run, cell = self._train(model_type, values, "generate", {"export.enable": True}, world=1)
+        if run is None:
+            return cell
+        try:
+            what = decoding_error(str(run.folder / "hf" / "latest"))
+        except Exception as error:  # whatever a family's own cache raises
+            return replace(cell, outcome="crash", reason=_brief(f"{type(error).__name__}: {error}"))
+        return replace(cell, reason=what, outcome="differs" if what else "equal")
+
     def _is_sensitive(self, values: dict[str, Any], reference: Run) -> bool:
-        """Whether one process that takes the same batches in two halves differs from itself as well."""
-        run, _ = self._train(reference.folder.parent.name, values, "halves", {"training.local_batch_size": 4}, world=1)
-        return run is not None and bool(difference(run, reference, TOLERANCE))
+        """Whether one process that takes the same batches in two halves, or starts with weights that are rounded
+        otherwise, differs from itself as well."""
+        name = reference.folder.parent.name
+        halves, _ = self._train(name, values, "halves", {"training.local_batch_size": 4}, world=1)
+        if halves is None or difference(halves, reference, TOLERANCE):
+            return halves is not None
+        other, _ = self._train(name, values, "shaken", {}, world=1, patch="tests.parallel.matrix:shaken")
+        return other is not None and bool(difference(other, reference, TOLERANCE))
 
     def start(self, model_type: str) -> tuple[dict[str, Any], Run] | Cell:
         """A family's values and its run in one process, or why there is none."""
@@ -236,10 +303,17 @@ class Bench:
         return values, run
 
     def _train(
-        self, model_type: str, values: dict[str, Any], layout: str, changes: dict[str, Any], world: int = 2
+        self,
+        model_type: str,
+        values: dict[str, Any],
+        layout: str,
+        changes: dict[str, Any],
+        world: int = 2,
+        folder: Path | None = None,
+        patch: str = "tests.parallel.matrix:limits",
     ) -> tuple[Run | None, Cell]:
         """The run, or why there is none."""
-        folder = Path(tempfile.mkdtemp(prefix=f"{model_type}-{layout}-", dir=self.folder)) / "run"
+        folder = folder or Path(tempfile.mkdtemp(prefix=f"{model_type}-{layout}-", dir=self.folder)) / "run"
         job = {
             "model.config": str(self.materials.model(values)),
             "training.local_batch_size": 0,
@@ -252,7 +326,7 @@ class Bench:
             **changes,
         }
         file = write_job(self.materials, folder, job)
-        patch, start = "tests.parallel.matrix:limits", time.monotonic()
+        start = time.monotonic()
         try:
             run = self.pool.run(file, folder, world=world, patch=patch, timeout=_TIMEOUT)
         except TimeoutError as error:
@@ -345,14 +419,14 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__, "transformers": transformers.__version__, "flame": flame.__version__}
 
 
-def table(cells: dict[tuple[str, str], Cell], names: list[str], layouts: list[str], untested: int) -> str:
+def table(cells: dict[tuple[str, str], Cell], names: list[str], layouts: list[str], origin: str) -> str:
     """The page: versions, counts, one row per family, reasons below.
 
     Args:
         cells: by family and layout.
         names: the families, sorted.
         layouts: the columns.
-        untested: the number of families that exist for GPUs only.
+        origin: where the families come from, a key of ``PAGES``.
     """
     notes: dict[str, int] = {}
     rows = [f"| family | {' | '.join(TITLES[layout] for layout in layouts)} |", "|---" * (len(layouts) + 1) + "|"]
@@ -368,7 +442,7 @@ def table(cells: dict[tuple[str, str], Cell], names: list[str], layouts: list[st
     text = [
         "# Families and parallelisms",
         "",
-        "Written by `python -m tests.parallel.matrix` with "
+        f"Written by `python -m tests.parallel.matrix{' --origin fla' if origin == 'fla' else ''}` with "
         + ", ".join(f"{name} {version}" for name, version in versions().items())
         + ".",
         "",
@@ -381,12 +455,11 @@ def table(cells: dict[tuple[str, str], Cell], names: list[str], layouts: list[st
         f"- `≈`: to {LARGEST_TOLERANCE:g} only, because the family is so sensitive to rounding that one process which "
         "takes the batch in two halves is off as well.",
         "- `–`: refused before the first step, for the reason of that number below.",
-        "- empty: the family has no experts.",
+        *(_FLA_COLUMNS if origin == "fla" else ["- empty: the family has no experts."]),
         "",
         *counts,
         "",
-        f"{untrained} of {len(names)} families do not train in one process either. The {untested} families of "
-        "flash-linear-attention are Triton kernels only, so they are not here: this table is made on a CPU.",
+        f"{untrained} of {len(names)} families do not train in one process on a CPU either.",
         "",
         *rows,
         "",
@@ -395,6 +468,14 @@ def table(cells: dict[tuple[str, str], Cell], names: list[str], layouts: list[st
         *(f"{number}. {reason}" for reason, number in notes.items()),
     ]
     return "\n".join(text) + "\n"
+
+
+_FLA_COLUMNS = [
+    "- resumes: a run that stopped one step early and went on equals one that did not.",
+    "- generates: from the exported folder, tokens one by one with a cache have the logits of the whole sequence, and "
+    "`generate` gives the same text with and without a cache.",
+    "- packs: `training.varlen` trains, after the check that packed documents do not see each other.",
+]
 
 
 def _row(name: str, cells: dict[tuple[str, str], Cell], layouts: list[str], notes: dict[str, int]) -> str:
@@ -451,19 +532,23 @@ def main(argv: list[str]) -> int:
     """Runs the sweep and writes the table; 1 if any cell is neither equal nor refused."""
     parser = argparse.ArgumentParser("tests.parallel.matrix", description=__doc__)
     parser.add_argument("--families", default="", help="names with commas; all that train on a CPU if left out")
-    parser.add_argument("--layouts", default=",".join(LAYOUTS), help="columns with commas")
-    parser.add_argument("--output", type=Path, default=Path("docs/parallelism_matrix.md"))
+    parser.add_argument("--origin", choices=PAGES, default="transformers", help="the package of the families")
+    parser.add_argument("--layouts", default="", help="columns with commas; all if left out")
+    parser.add_argument("--output", type=Path, help="the page; that of the origin if left out")
     parser.add_argument("--again", action="store_true", help="try what the log says is refused once more")
     parser.add_argument("--jobs", type=int, default=1, help="families at a time; each takes two processes")
     options = parser.parse_args(argv)
-    found = families()
-    names = sorted(family.model_type for family in found if family.trains_here and family.origin != "fla")
+    names = sorted(
+        family.model_type
+        for family in families()
+        if family.trains_here and (family.origin == "fla") == (options.origin == "fla")
+    )
     names = sorted(options.families.split(",")) if options.families else names
-    layouts = [layout for layout in LAYOUTS if layout in options.layouts.split(",")]
+    layouts = [name for name in COLUMNS[options.origin] if not options.layouts or name in options.layouts.split(",")]
+    options.output = options.output or PAGES[options.origin]
     log = Log(options.output.with_suffix(".jsonl"), options.again)
     sweep(names, layouts, log, options.jobs)
-    untested = sum(family.origin == "fla" for family in found)
-    options.output.write_text(table(log.cells, names, layouts, untested))
+    options.output.write_text(table(log.cells, names, layouts, options.origin))
     cells = [cell for cell in log.cells.values() if cell.family in names and cell.layout in (*layouts, "one")]
     failed = [cell for cell in cells if cell.outcome in FAILURES]
     for cell in failed:

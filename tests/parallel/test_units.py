@@ -1,4 +1,6 @@
-"""fla's families compute in every layout what one process computes: heads shared out, layers in stages, sequences in parts."""
+"""fla's families compute in every layout what one process computes: heads shared out, layers in stages, sequences in
+parts.
+"""
 
 import pytest
 

@@ -1,6 +1,6 @@
 """What every family keeps, whichever folder it comes from; a new family in ``custom_models/`` is tested by being there.
 
-The whole list of transformers:  pytest tests/plugins -m slow
+All of transformers and fla:  pytest tests/plugins -m slow
 """
 
 import copy
@@ -22,7 +22,7 @@ from flame.models.config import load_config, tiny_config
 from flame.models.head import head_is_last, loss_in_head
 from flame.parallel.layout import Layout
 from flame.parallel.parallelize import parallelize
-from flame.plugin import ModelPlugin, custom_families, load_plugin, transformers_families
+from flame.plugin import ModelPlugin, custom_families, fla_families, load_plugin, transformers_families
 from tests.conftest import FAMILIES
 
 REPRESENTATIVE = [
@@ -41,7 +41,20 @@ REPRESENTATIVE = [
     "qwen3_moe",
     "smollm3",
 ]
-OTHERS = sorted(set(transformers_families()) - set(REPRESENTATIVE) - set(custom_families()))
+REPRESENTATIVE += [
+    "gated_deltanet",
+    "gla",
+    "hgrn",
+    "hgrn2",
+    "kda",
+    "mamba2",
+    "retnet",
+    "rwkv7",
+    "samba",
+    "stickbreaking_attn",
+    "transformer",
+]
+OTHERS = sorted({*transformers_families(), *fla_families()} - set(REPRESENTATIVE) - set(custom_families()))
 
 
 def plugin_and_config(model_type: str) -> tuple[ModelPlugin, PreTrainedConfig]:

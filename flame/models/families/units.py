@@ -1,14 +1,18 @@
 """How fla's token mixers and MLPs are split: by heads, or by channels where there are none.
 
-A unit's forward runs on any share of its heads, given the rows of its projections that make those heads and the columns of its
-output projection that read them; the outputs of all shares add up to the whole. So tensor parallelism gives each rank
-a share of the weights, and context parallelism a share of the heads over the whole sequence.
+A unit's forward runs on any share of its heads, given the rows of its projections that make those heads and the
+columns of its output projection that read them; the outputs of all shares add up to the whole. So tensor parallelism
+gives each rank a share of the weights, and context parallelism a share of the heads over the whole sequence.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch.nn as nn
+
+Sections = tuple[tuple[int, bool], ...]
 
 _PROJECTIONS = r"(?:q|k|v|g|f|i|r|s|a|b|bt|w|gk|a_atk|b_atk)_proj(?:\.[12])?\.(?:weight|bias)"
 _PER_HEAD = r"(?:A_log|dt_bias|A_log_atk|dt_bias_atk|log_atk_scale|decay|D|lambda_params|bonus|k_k|k_a|r_k)"
@@ -28,6 +32,13 @@ class Unit:
     whole: str = r"[a-z]_proj\.0\..*"
     """Exceptions to ``columns``: the first of two low-rank projections."""
 
+    packed: Mapping[str, Callable[[Any], Sections]] = field(default_factory=dict)
+    """Parameters whose first dimension packs several projections: from the module, the length of each section and
+    whether it lists channels. Ranks keep them whole and use their share of each section."""
+
+    sums: tuple[str, ...] = ()
+    """Linear submodules within the unit that read all channels: their outputs are summed over the shares."""
+
     counts: tuple[str, ...] = ("num_heads", "num_kv_heads", "num_v_heads", "key_dim", "value_dim")
     """Attributes (dotted where a submodule has them) that count heads or channels, as far as the module has them."""
 
@@ -37,15 +48,33 @@ class Unit:
     wide_norm: str = ""
     """The submodule that normalises over all heads at once, and so needs the mean over all shares."""
 
+    plain: tuple[str, str] | None = None
+    """A method that runs fused kernels, which know nothing of shares, and the one to run in its place."""
+
     mixes: bool = True
     """Whether positions see each other in it."""
 
     def kind(self, name: str) -> str:
-        """How a parameter is split: ``columns``, ``rows`` or ``whole``."""
+        """How a parameter is split: ``packed``, ``columns``, ``rows`` or ``whole``."""
+        if name in self.packed:
+            return "packed"
         if re.fullmatch(self.rows, name):
             return "rows"
         columns = re.fullmatch(self.columns, name) and not re.fullmatch(self.whole, name)
         return "columns" if columns else "whole"
+
+
+def _gate_and_input(mixer: Any) -> Sections:
+    return (mixer.intermediate_size, True), (mixer.intermediate_size, True)
+
+
+def _convolved(mixer: Any) -> Sections:
+    """Mamba2's keys and queries (B and C) belong to groups that all heads share."""
+    return (mixer.intermediate_size, True), (2 * mixer.n_groups * mixer.ssm_state_size, False)
+
+
+def _projected(mixer: Any) -> Sections:
+    return (mixer.intermediate_size, True), *_convolved(mixer), (mixer.num_heads, True)
 
 
 _HEADS = Unit()
@@ -69,6 +98,22 @@ UNITS: dict[str, Unit] = {
     "fla.layers.kda:KimiDeltaAttention": _HEADS,
     "fla.layers.lightnet:LightNetAttention": _WIDE,
     "fla.layers.linear_attn:LinearAttention": _HEADS,
+    "fla.layers.mamba:Mamba": Unit(
+        r"conv1d\..*|dt_proj\..*|A_log|D",
+        rows=r"(?:out|x)_proj\.weight",
+        packed={"in_proj.weight": _gate_and_input},
+        sums=("x_proj",),
+        counts=("intermediate_size",),
+        plain=("cuda_kernels_forward", "slow_forward"),
+    ),
+    "fla.layers.mamba2:Mamba2": Unit(
+        r"A_log|D|dt_bias|norm\.weight",
+        rows=r"out_proj\.weight",
+        packed={"in_proj.weight": _projected, "conv1d.weight": _convolved, "conv1d.bias": _convolved},
+        wide_norm="norm",
+        counts=("num_heads", "intermediate_size"),
+        plain=("cuda_kernels_forward", "torch_forward"),
+    ),
     "fla.layers.mesa_net:MesaNet": _HEADS,
     "fla.layers.mla:MultiheadLatentAttention": Unit(
         r"(?:q|kv)_proj\.2\.weight|q_proj\.weight", counts=("num_heads",), whole=r"[a-z]+_proj\.[01]\..*"
@@ -97,6 +142,11 @@ UNITS: dict[str, Unit] = {
 def unit_of(module: nn.Module) -> Unit | None:
     """How a module is split; None if it is not known."""
     return next((UNITS[key] for key in map(_path, type(module).__mro__) if key in UNITS), None)
+
+
+def made_of_units(model: nn.Module) -> bool:
+    """True for the families of fla, which are split by their units and not by a plan of transformers."""
+    return any(cls.__module__.startswith("fla.") for cls in type(model).__mro__)
 
 
 def units_of(model: nn.Module) -> dict[str, Unit]:

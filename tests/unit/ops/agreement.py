@@ -16,7 +16,9 @@ def worst_error(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> float:
-    """The largest relative error (of norms) of ``fast`` in ``dtype`` against ``slow`` in float64, over outputs and gradients."""
+    """The largest relative error (of norms) of ``fast`` in ``dtype`` against ``slow`` in float64, over outputs and
+    gradients.
+    """
     expected = _results(slow, inputs, torch.float64, options)
     found = _results(fast, inputs, dtype, options)
     assert len(expected) == len(found)

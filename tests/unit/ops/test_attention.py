@@ -14,7 +14,7 @@ from tests.unit.ops.packing import BORDERS, apart
 TIGHT = 2e-6
 
 
-def some(queries: int, keys: int | None = None, width: int = 32, values: int = 32, rows: int = 2) -> dict[str, Tensor]:
+def some(queries: int, keys: int | None = None, width: int = 32, values: int = 32, rows: int = 2) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     shapes = {
         "q": (rows, queries, 4, width),
@@ -26,7 +26,7 @@ def some(queries: int, keys: int | None = None, width: int = 32, values: int = 3
 
 @pytest.mark.parametrize("length", [17, 65, 130])
 def test_causal_attention_agrees_with_the_definition(length):
-    def fast(**x: Tensor) -> Tensor:
+    def fast(**x: Any) -> Tensor:
         return flash_attn_func(**x, causal=True)
 
     assert worst_error(fast, attention_by_token, some(length)) < TIGHT
@@ -34,7 +34,7 @@ def test_causal_attention_agrees_with_the_definition(length):
 
 @pytest.mark.parametrize(("width", "values"), [(32, 16), (16, 48), (256, 256)])
 def test_values_may_be_narrower_or_wider_than_keys(width, values):
-    def fast(**x: Tensor) -> Tensor:
+    def fast(**x: Any) -> Tensor:
         return flash_attn_func(**x, causal=True)
 
     assert worst_error(fast, attention_by_token, some(20, width=width, values=values)) < TIGHT
@@ -44,10 +44,10 @@ def test_values_may_be_narrower_or_wider_than_keys(width, values):
 def test_windows_longer_and_shorter_than_a_block(window, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 16)
 
-    def fast(**x: Tensor) -> Tensor:
+    def fast(**x: Any) -> Tensor:
         return flash_attn_func(**x, window_size=window)
 
-    def slow(**x: Tensor) -> Tensor:
+    def slow(**x: Any) -> Tensor:
         return attention_by_token(**x, left=window[0], right=window[1])
 
     assert worst_error(fast, slow, some(50)) < TIGHT
@@ -105,7 +105,9 @@ def test_no_mask_over_all_packed_tokens_is_made(monkeypatch):
     monkeypatch.setattr(attention, "scaled_dot_product_attention", watched)
     borders = torch.arange(0, 1025, 16)
     x = {name: value[0] for name, value in some(1024, rows=1).items()}
-    flash_attn_varlen_func(**x, cu_seqlens_q=borders, cu_seqlens_k=borders, max_seqlen_q=16, max_seqlen_k=16, causal=True)
+    flash_attn_varlen_func(
+        **x, cu_seqlens_q=borders, cu_seqlens_k=borders, max_seqlen_q=16, max_seqlen_k=16, causal=True
+    )
     assert largest == 1024 * 16
 
 

@@ -59,9 +59,7 @@ def test_delta_rule(x: dict[str, Tensor], entry: str) -> None:
         return o.transpose(1, 2), final
 
     def ours(q, k, v, beta, state):
-        return getattr(delta_entries, entry)(
-            q, k, v, beta, initial_state=state, use_qk_l2norm_in_kernel=True, **FINAL
-        )
+        return getattr(delta_entries, entry)(q, k, v, beta, initial_state=state, use_qk_l2norm_in_kernel=True, **FINAL)
 
     same(ours, theirs, [x["q"], 3 * x["k"], x["v"][:, :, :H], x["beta"][:, :, :H], x["state"][:, :H]])
 
@@ -83,9 +81,7 @@ def test_gated_delta_rule_with_grouped_values(x: dict[str, Tensor], entry: str, 
         if in_kernel:
             q, k, g = unit_length(q), unit_length(k), naive_gdn_gate(g, A_log, dt_bias)
             beta, state = 2 * beta.sigmoid(), state.mT
-        o, final = naive_recurrent_gated_delta_rule(
-            grouped(q), grouped(k), v, beta, g, initial_state=state, **FINAL
-        )
+        o, final = naive_recurrent_gated_delta_rule(grouped(q), grouped(k), v, beta, g, initial_state=state, **FINAL)
         assert final is not None
         return o, final.mT if in_kernel else final, A_log + dt_bias
 
@@ -193,6 +189,16 @@ def test_delta_product(writes: int, gated: bool, packed: bool) -> None:
 
     tensors: list[Any] = [q, k, v, g, beta, state]
     same(ours, theirs, tensors)
+
+
+def test_tensors_without_values_and_autocast(x: dict[str, Tensor]) -> None:
+    tensors: list[Any] = [x[name] for name in ("q", "k", "v", "g", "beta")]
+    empty: list[Any] = [y.to("meta") for y in tensors]
+    o, state = delta_entries.chunk_gated_delta_rule(*empty, **FINAL)
+    assert state is not None and o.shape == x["v"].shape and state.shape == x["state"].shape
+    plain = delta_entries.chunk_gated_delta_rule(*tensors)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(delta_entries.chunk_gated_delta_rule(*tensors)[0], plain)
 
 
 def test_what_needs_kernels_or_does_not_fit_is_refused(x: dict[str, Tensor]) -> None:

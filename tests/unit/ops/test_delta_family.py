@@ -86,6 +86,14 @@ def test_momentum_entry_equals_flas_reference() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_tensors_without_values() -> None:
+    tensors = momentum_inputs(130)
+    shapes = [y.shape for y in momentum.momentum_rule(*tensors)]
+    assert [y.shape for y in momentum.momentum_rule(*(y.to("meta") for y in tensors))] == shapes
+    shapes = [y.shape for y in run_mesa(*mesa_inputs(130))]
+    assert [y.shape for y in run_mesa(*(y.to("meta") for y in mesa_inputs(130)))] == shapes
+
+
 @pytest.mark.parametrize("T", LENGTHS)
 @pytest.mark.parametrize("strength", [1.0, 300.0])
 def test_second_moments_equal_the_token_loop(T: int, strength: float) -> None:

@@ -1,5 +1,7 @@
 """DeltaFormer attention against the token loop that defines it and fla's reference."""
 
+from typing import Any
+
 import pytest
 import torch
 from fla.ops.deltaformer.naive import naive_deltaformer_attn
@@ -13,7 +15,7 @@ from tests.unit.ops.packing import BORDERS, apart
 TIGHT = 5e-6
 
 
-def some(length: int, rows: int = 2, width: int = 32) -> dict[str, Tensor]:
+def some(length: int, rows: int = 2, width: int = 32) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     x = {name: torch.randn(rows, length, 3, width, generator=generator) for name in ("q", "k", "v")}
     return x | {"beta": torch.randn(rows, length, 3, generator=generator)}
@@ -38,7 +40,7 @@ def test_steps_computed_again_give_the_same(monkeypatch):
 
 
 def test_packed_documents_do_not_see_each_other():
-    def fast(**x: Tensor) -> Tensor:
+    def fast(**x: Any) -> Tensor:
         return deltaformer_attn(**x, cu_seqlens=torch.tensor(BORDERS))
 
     assert worst_error(fast, apart(deltaformer_by_token, BORDERS), some(BORDERS[-1], rows=1)) < TIGHT

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flame.ops import rows
 from flame.ops.documents import Borders, alike, by_document, join
+from flame.ops.forgetting import parallel_forgetting_attn
+from flame.ops.path_attention import parallel_path_attn
 from flame.ops.rows import Span, by_rows
 
 
@@ -74,3 +77,21 @@ def test_gradients_are_the_same_when_scores_are_computed_again(monkeypatch):
     monkeypatch.setattr(rows, "HELD", 0)
     for again, before in zip(gradients(), kept, strict=True):
         torch.testing.assert_close(again, before)
+
+
+def test_autocast_does_not_narrow_scores():
+    def body(span: Span, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (q @ k.mT,)
+
+    x = torch.randn(40, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (scores,) = by_rows(body, [x], [x], block=64)
+    assert torch.equal(scores, x @ x.mT)
+
+
+def test_work_is_counted_without_values():
+    x, g = torch.empty(1, 300, 2, 16, device="meta"), torch.empty(1, 300, 2, device="meta")
+    borders = torch.empty(2, dtype=torch.long, device="meta")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert parallel_forgetting_attn(x, x, x, g, cu_seqlens=borders).shape == x.shape
+        assert parallel_path_attn(x, x, x, x, g, g)[0].shape == x.shape

@@ -130,6 +130,12 @@ def test_elementwise_steps_equal_flas_references() -> None:
     )
 
 
+def test_tensors_without_values() -> None:
+    tensors = inputs(131)
+    shapes = [y.shape for y in dplr(*tensors)]
+    assert [y.shape for y in dplr(*(y.to("meta") for y in tensors))] == shapes
+
+
 def test_what_needs_kernels_or_does_not_fit_is_refused() -> None:
     r, k, v, a, b, w, state = inputs(5)
     with pytest.raises(ValueError, match="cp_context"):

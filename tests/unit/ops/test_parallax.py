@@ -1,5 +1,7 @@
 """Parallax attention against the loop over queries that defines it and fla's reference."""
 
+from typing import Any
+
 import pytest
 import torch
 from fla.ops.parallax.naive import naive_parallax
@@ -12,7 +14,7 @@ from tests.unit.ops.packing import BORDERS, apart
 TIGHT = 3e-6
 
 
-def some(length: int, rows: int = 2, width: int = 32) -> dict[str, Tensor]:
+def some(length: int, rows: int = 2, width: int = 32) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     heads = {"q": 4, "r": 4, "k": 2, "v": 2}
     return {name: torch.randn(rows, length, count, width, generator=generator) for name, count in heads.items()}
@@ -21,10 +23,10 @@ def some(length: int, rows: int = 2, width: int = 32) -> dict[str, Tensor]:
 @pytest.mark.parametrize("length", [17, 64, 130])
 @pytest.mark.parametrize("window", [None, 9])
 def test_agrees_with_the_definition(length, window):
-    def fast(**x: Tensor) -> Tensor:
+    def fast(**x: Any) -> Tensor:
         return parallel_parallax(**x, window_size=window)
 
-    def slow(**x: Tensor) -> Tensor:
+    def slow(**x: Any) -> Tensor:
         return parallax_by_token(**x, window=window)
 
     assert worst_error(fast, slow, some(length)) < TIGHT
@@ -38,7 +40,7 @@ def test_agrees_with_flas_reference(window):
 
 
 def test_packed_documents_do_not_see_each_other():
-    def fast(**x: Tensor) -> Tensor:
+    def fast(**x: Any) -> Tensor:
         return parallel_parallax(**x, cu_seqlens=torch.tensor(BORDERS))
 
     assert worst_error(fast, apart(parallax_by_token, BORDERS), some(BORDERS[-1], rows=1)) < TIGHT

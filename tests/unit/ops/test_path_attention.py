@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from fla.ops.path_attn.naive import naive_path_attn
-from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
 from flame.ops import rows
@@ -17,7 +16,7 @@ from tests.unit.ops.packing import BORDERS, apart
 TIGHT = 3e-6
 
 
-def some(length: int, rows: int = 2, width: int = 32, strength: float = 1.0) -> dict[str, Tensor]:
+def some(length: int, rows: int = 2, width: int = 32, strength: float = 1.0) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"q": (rows, length, 4, width), "k": (rows, length, 2, width), "v": (rows, length, 2, 16)}
     x = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -45,7 +44,7 @@ def test_gates_that_forget_at_once_stay_finite():
 
 
 def test_packed_documents_do_not_see_each_other():
-    def fast(**x: Tensor) -> Any:
+    def fast(**x: Any) -> Any:
         return cached(**x, cu_seqlens=torch.tensor(BORDERS))
 
     assert worst_error(fast, apart(path_by_token, BORDERS), some(BORDERS[-1], rows=1)) < TIGHT

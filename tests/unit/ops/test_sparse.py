@@ -18,13 +18,13 @@ SIZES: dict[str, Any] = {"block_counts": 4, "block_size": 16, "window_size": 20}
 BORDERS = [0, 1, 18, 18, 83, 213]
 
 
-def some(length: int, heads: int = 8) -> dict[str, Tensor]:
+def some(length: int, heads: int = 8) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     counts = {"q": heads, "k": 2, "v": 2}
     return {name: torch.randn(1, length, count, 16, generator=generator) for name, count in counts.items()}
 
 
-def gated(length: int, heads: int = 8) -> dict[str, Tensor]:
+def gated(length: int, heads: int = 8) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     gates = {name: torch.rand(1, length, heads, generator=generator) for name in ("g_cmp", "g_slc", "g_swa")}
     return some(length, heads) | gates
@@ -39,8 +39,8 @@ def test_nsa_agrees_with_flas_references():
     x = gated(130, heads=32)
     means = {name: torch.stack([y.mean(1) for y in x[name].split(16, 1)], 1) for name in ("k", "v")}
     chosen = naive_nsa_topk(x["q"], means["k"], 4, 16, 0.25)
-    expected = naive_nsa_selection(*[x[name] for name in "qkv"], chosen, 16, 0.25) * x["g_slc"][..., None]
-    parallel = parallel_nsa(*[x[name] for name in "qkv"], g_slc=x["g_slc"], block_indices=chosen, block_size=16)
+    expected = naive_nsa_selection(x["q"], x["k"], x["v"], chosen, 16, 0.25) * x["g_slc"][..., None]
+    parallel = parallel_nsa(x["q"], x["k"], x["v"], g_slc=x["g_slc"], block_indices=chosen, block_size=16)
     torch.testing.assert_close(parallel, expected, rtol=1e-4, atol=1e-5)
     summary, _ = naive_nsa_compression(x["q"], means["k"], means["v"], 16, 0.25)
     found = parallel_nsa(**x, block_counts=4, block_size=16)
@@ -51,16 +51,17 @@ def test_nsa_takes_a_number_of_blocks_for_each_query():
     x = gated(100)
     counts = torch.full((1, 100, 2), 6)
     counts[:, :50] = 4
-    found = parallel_nsa(**x, **SIZES | {"block_counts": counts})
+    sizes: dict[str, Any] = {"block_size": 16, "window_size": 20}
+    found = parallel_nsa(**x, **sizes, block_counts=counts)
     torch.testing.assert_close(found[:, :50], parallel_nsa(**x, **SIZES)[:, :50])
-    torch.testing.assert_close(found[:, 50:], parallel_nsa(**x, **SIZES | {"block_counts": 6})[:, 50:])
+    torch.testing.assert_close(found[:, 50:], parallel_nsa(**x, **sizes, block_counts=6)[:, 50:])
 
 
 def test_nsa_keeps_packed_documents_apart():
     def slow(**x: Any) -> Tensor:
         return nsa_by_token(**x, **SIZES)
 
-    def fast(**x: Tensor) -> Tensor:
+    def fast(**x: Any) -> Tensor:
         return parallel_nsa(**x, **SIZES, cu_seqlens=torch.tensor(BORDERS))
 
     assert worst_error(fast, apart(slow, BORDERS), gated(BORDERS[-1])) < TIGHT
@@ -84,7 +85,7 @@ def test_nsa_without_anything_to_choose_by_is_refused():
         parallel_nsa(**some(4), g_cmp=torch.ones(1, 4, 8), window_size=4)
 
 
-def moba(**x: Tensor) -> Tensor:
+def moba(**x: Any) -> Tensor:
     return parallel_moba(**x, cu_seqlens=torch.tensor([0, x["q"].shape[1]]), max_seqlen=0, chunk_size=16, topk=3)
 
 
@@ -100,7 +101,7 @@ def test_moba_keeps_packed_documents_apart():
     def slow(**x: Any) -> Tensor:
         return moba_by_token(**x, chunk_size=16, topk=3)
 
-    def fast(**x: Tensor) -> Tensor:
+    def fast(**x: Any) -> Tensor:
         return parallel_moba(**x, cu_seqlens=torch.tensor(BORDERS), max_seqlen=0, chunk_size=16, topk=3)
 
     assert worst_error(fast, apart(slow, BORDERS), some(BORDERS[-1])) < TIGHT

@@ -16,21 +16,21 @@ from tests.unit.ops.packing import BORDERS, apart
 TIGHT = 5e-6
 
 
-def some(length: int, rows: int = 2, width: int = 32, strength: float = 1.0) -> dict[str, Tensor]:
+def some(length: int, rows: int = 2, width: int = 32, strength: float = 1.0) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"q": (rows, length, 4, width), "k": (rows, length, 2, width), "v": (rows, length, 2, 16)}
     x = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     return x | {"g": logsigmoid(torch.randn(rows, length, 4, width, generator=generator)) * strength}
 
 
-def gates(length: int, rows: int = 2) -> dict[str, Tensor]:
+def gates(length: int, rows: int = 2) -> dict[str, Any]:
     return {"g_scalar": logsigmoid(torch.randn(rows, length, 4)), "sink_bias": torch.randn(4)}
 
 
 @pytest.mark.parametrize("length", [17, 64, 130])
 @pytest.mark.parametrize("window", [None, 9])
 def test_agrees_with_the_definition(length, window):
-    def fast(**x: Tensor) -> Tensor:
+    def fast(**x: Any) -> Tensor:
         return parallel_wall_attn(**x, window_size=window)
 
     def slow(**x: Any) -> Tensor:
@@ -40,8 +40,10 @@ def test_agrees_with_the_definition(length, window):
 
 
 @pytest.mark.parametrize("strength", [40.0, 300.0])
-def test_channels_that_fade_at_once_stay_finite(strength):
-    assert worst_error(parallel_wall_attn, wall_by_token, some(200, strength=strength)) < 1e-5
+def test_channels_that_fade_at_once_stay_finite_beside_slow_ones(strength):
+    x = some(200)
+    x["g"][..., ::2] *= strength
+    assert worst_error(parallel_wall_attn, wall_by_token, x) < 1e-5
 
 
 def test_scores_computed_again_give_the_same(monkeypatch):
@@ -50,7 +52,7 @@ def test_scores_computed_again_give_the_same(monkeypatch):
 
 
 def test_packed_documents_do_not_see_each_other():
-    def fast(**x: Tensor) -> Tensor:
+    def fast(**x: Any) -> Tensor:
         return parallel_wall_attn(**x, cu_seqlens=torch.tensor(BORDERS))
 
     x = some(BORDERS[-1], rows=1) | gates(BORDERS[-1], rows=1)
