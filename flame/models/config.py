@@ -65,12 +65,17 @@ def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"model.config: there is no '{path}'; give a folder with a config.json")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(), object_hook=_infinities)
     except ValueError as error:
         raise ConfigError(f"model.config '{path}' is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"model.config '{path}' holds no JSON object; give a HuggingFace config.json")
     return values
+
+
+def _infinities(held: dict[str, Any]) -> Any:
+    """The number that transformers writes as ``{"__float__": "Infinity"}``, which JSON has no word for."""
+    return float(held["__float__"]) if held.keys() == {"__float__"} else held
 
 
 def _check_spelling(name: str, values: dict[str, Any], default: PreTrainedConfig) -> None:
@@ -118,4 +123,4 @@ def tiny_config(plugin: ModelPlugin) -> PreTrainedConfig:
     """The family's own tiny config, or its default config scaled down."""
     if plugin.tiny is not None:
         return plugin.tiny()
-    return shrink(AutoConfig.for_model(plugin.model_type))
+    return shrink(AutoConfig.for_model(plugin.model_type, use_cache=plugin.decodes_with_cache))

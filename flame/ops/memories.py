@@ -1,7 +1,23 @@
 """Sorts tokens into the memories they are routed to: Mixture-of-Memories (Du et al., arXiv:2502.13685)."""
 
+from typing import Any
+
 import torch
+from fla.layers.mom import MomAttention
 from torch import Tensor
+
+_forward = MomAttention.forward
+
+
+def mom_forward(self: MomAttention, *args: Any, **kwargs: Any) -> Any:
+    """fla's forward, in training as in evaluation: in training its convolutions run over the borders between rows and
+    memories, so that rows of a batch see each other.
+    """
+    training, self.training = self.training, False
+    try:
+        return _forward(self, *args, **kwargs)
+    finally:
+        self.training = training
 
 
 def transform(

@@ -148,11 +148,12 @@ METHODS: dict[str, str] = {
         "flame.ops.cross_entropy:fused_cross_entropy_forward"
     ),
     "fla.layers.stickbreaking_attn:StickBreakingAttention.forward": "flame.ops.stickbreaking:stickbreaking_forward",
+    "fla.layers.mom:MomAttention.forward": "flame.ops.memories:mom_forward",
     "fla.layers.mamba:Mamba.slow_forward": "flame.ops.mamba:mamba_forward",
     "fla.layers.mamba2:Mamba2.torch_forward": "flame.ops.mamba:mamba2_forward",
 }
-"""Methods that fla's layers fall back to where a package of kernels is missing -> ours, which are faster on any
-device."""
+"""Methods of fla that are wrong, refuse a device, or are a slow way out where a package of kernels is missing -> ours, on
+any device."""
 
 KERNELS_ONLY: dict[str, str] = {
     "cyclic_flow_attention": "its operators run on CUDA devices only",
@@ -163,7 +164,10 @@ KERNELS_ONLY: dict[str, str] = {
 
 WITHOUT_CACHE: dict[str, str] = {
     "deltaformer": "its layer refuses a cache",
+    "forgetting_transformer": "it decodes with an attention mask only, and generate() leaves out one of ones",
+    "mesa_net": "a cached token's conjugate gradients end a thousandth from those of a sequence",
     "moba": "a cached token attends to all blocks, one of a sequence to the chosen ones",
+    "path_attn": "it decodes with an attention mask only, and generate() leaves out one of ones",
     "stickbreaking_attn": "its layer refuses a cache",
 }
 """Families of fla whose cached pass is none, or not that over the whole sequence -> why; they generate without a

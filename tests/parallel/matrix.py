@@ -193,7 +193,7 @@ def _adapt(values: dict[str, Any]) -> None:
     for name, value in values.items():
         if isinstance(value, dict):
             _adapt(value)
-        elif type(value) in (int, float) and re.search("drop|noise|jitter", str(name)):
+        elif type(value) in (bool, int, float) and re.search("drop|noise|jitter", str(name)):
             values[name] = type(value)(0)
         elif type(value) is int and value > 1 and "vocab_size" in str(name):
             values[name] = max(value, _VOCABULARY)

@@ -83,6 +83,7 @@ _RWKV_COUNTS = ("num_heads", "key_dim", "value_dim", "g_norm.num_groups")
 
 UNITS: dict[str, Unit] = {
     "fla.modules.mlp:GatedMLP": Unit(r"(?:gate|up)_proj\.weight", r"down_proj\.weight", counts=(), mixes=False),
+    "fla.layers.abc:ABCAttention": _HEADS,
     "fla.layers.attn:Attention": _HEADS,
     "fla.layers.comba:Comba": _HEADS,
     "fla.layers.delta_net:DeltaNet": _HEADS,
@@ -119,6 +120,11 @@ UNITS: dict[str, Unit] = {
         r"(?:q|kv)_proj\.2\.weight|q_proj\.weight", counts=("num_heads",), whole=r"[a-z]+_proj\.[01]\..*"
     ),
     "fla.layers.moba:MoBA": _HEADS,
+    "fla.layers.mom:MomAttention": Unit(
+        rf"(?:q|g)_proj\.weight|[kvab]_proj(?:\.\d+)?\.weight|shared_[kvab]\.weight|{_CONVOLUTIONS}|{_PER_HEAD}",
+        whole="-",
+    ),
+    "fla.layers.nsa:NativeSparseAttention": _HEADS,
     "fla.layers.multiscale_retention:MultiScaleRetention": _HEADS,
     "fla.layers.parallax:Parallax": _HEADS,
     "fla.layers.path_attn:PaTHAttention": _HEADS,

@@ -12,7 +12,7 @@ _WRAPPERS = (BuiltinMethodType, MethodType, staticmethod, classmethod, property)
 
 def chains(roots: Iterable[Any]) -> Iterator[tuple[str, ...]]:
     """One way to every kernel that ``roots`` reach: the names from the root to the function that launches it."""
-    todo = [(root, (_name(root),)) for root in roots]
+    todo: list[tuple[Any, tuple[str, ...]]] = [(root, (_name(root),)) for root in roots]
     seen: set[int] = set()
     while todo:
         here, path = todo.pop()
