@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import fla.models  # noqa: F401  registers fla's families with transformers
@@ -10,6 +11,8 @@ import pytest
 from transformers import AutoConfig
 
 from flame.config import Source, parse, resolve
+from flame.models.build import count_parameters, model_class
+from flame.models.config import load_config
 from flame.train import task_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +74,17 @@ def test_a_shipped_model_config_loads(path):
     if importlib.util.find_spec("custom_models") and importlib.util.find_spec(f"custom_models.{model_type}"):
         importlib.import_module(f"custom_models.{model_type}")
     assert AutoConfig.from_pretrained(path).model_type == model_type
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_the_listed_number_of_parameters_is_that_of_the_config(path):
+    rows = (ROOT / "docs" / "models.md").read_text()
+    row = re.search(rf"^\| `{path.stem}` \|.*$", rows, re.M)
+    assert row, f"{path.stem} is not in docs/models.md"
+    config, plugin = load_config(str(path))
+    parameters = count_parameters(model_class(plugin, config, "causal_lm"), config)
+    assert f"| {parameters:,} |" in row[0]
+    assert f"| {config.num_hidden_layers} x {config.hidden_size:,} |" in row[0]
 
 
 def test_the_published_command_of_upstream_means_what_it_means_there():

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 log = logging.getLogger(__name__)
@@ -16,7 +18,8 @@ def train_flops_per_token(model: nn.Module, forward_flops: int, seq_len: int) ->
     """Training FLOPs per token: three times the forward pass (the backward pass is two), without recomputation.
 
     Matrix products and attention are counted by running the model on the meta device, where a family gives no count of
-    its own; look-ups (embeddings) cost nothing. Models whose forward pass depends on data cannot run on meta: they are
+    its own; look-ups (embeddings) cost nothing, and causal attention the pairs of positions that see each other (half
+    of what torchtitan and PaLM's formula count), since kernels compute no others. Models whose forward pass depends on data cannot run on meta: they are
     charged 2 FLOPs for each weight a token meets, experts in the share that is active.
 
     Args:
@@ -35,9 +38,10 @@ def _counted(model: nn.Module, seq_len: int) -> int:
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: _grouped_mm_flops})
     level = logging.getLogger("torch._subclasses.fake_tensor").level
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+    unseen = _UnseenPairs()
     try:
         # The fake mode lets code that asks tensors for values know that there are none.
-        with torch.no_grad(), counter, FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.no_grad(), counter, FakeTensorMode(allow_non_fake_inputs=True), unseen:
             model(input_ids=torch.zeros(1, seq_len, dtype=torch.long, device="meta"))
     except (NotImplementedError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -45,7 +49,24 @@ def _counted(model: nn.Module, seq_len: int) -> int:
         return 2 * _active_weights(model) * seq_len
     finally:
         logging.getLogger("torch._subclasses.fake_tensor").setLevel(level)
-    return counter.get_total_flops()
+    return counter.get_total_flops() - unseen.flops
+
+
+class _UnseenPairs(TorchFunctionMode):
+    """Counts what causal attention leaves out of the square of all positions, which is what the counter sees."""
+
+    flops = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and kwargs.get("is_causal"):
+            query, _, value = (*args, *(kwargs[name] for name in ("query", "key", "value") if name in kwargs))[:3]
+            length = query.shape[-2]
+            heads = query.shape[:-2].numel()
+            self.flops += heads * length * (length - 1) * (query.shape[-1] + value.shape[-1])
+        return func(*args, **kwargs)
 
 
 def _grouped_mm_flops(tokens: torch.Size, experts: torch.Size, *_: Any, **__: Any) -> int:

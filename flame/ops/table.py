@@ -152,8 +152,8 @@ METHODS: dict[str, str] = {
     "fla.layers.mamba:Mamba.slow_forward": "flame.ops.mamba:mamba_forward",
     "fla.layers.mamba2:Mamba2.torch_forward": "flame.ops.mamba:mamba2_forward",
 }
-"""Methods of fla that are wrong, refuse a device, or are a slow way out where a package of kernels is missing -> ours, on
-any device."""
+"""Methods of fla that are wrong, refuse a device, or are slow where a package of kernels is missing -> ours, on any
+device."""
 
 KERNELS_ONLY: dict[str, str] = {
     "cyclic_flow_attention": "its operators run on CUDA devices only",

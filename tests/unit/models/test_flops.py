@@ -30,15 +30,16 @@ def multiplied(model: torch.nn.Module) -> int:
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_dense_model_has_the_count_of_the_formula(tied: bool) -> None:
     model = llama(tie_word_embeddings=tied)
-    # Scores and their product with the values: 2 FLOPs each for every pair of positions and every channel.
-    attention = 3 * 2 * 2 * LENGTH * 256
+    # Scores and their product with the values: 2 FLOPs each for every pair of positions that see each other and every
+    # channel.
+    attention = 3 * 2 * 2 * (LENGTH + 1) / 2 * 256
     assert train_flops_per_token(model, 0, LENGTH) == pytest.approx(3 * (2 * multiplied(model) + attention), rel=1e-3)
 
 
 def test_attention_grows_with_the_length_and_the_rest_does_not() -> None:
     model = llama()
     short, long = (train_flops_per_token(model, 0, length) for length in (128, 512))
-    assert long - short == pytest.approx(3 * 3 * 2 * 2 * (512 - 128) * 256, rel=1e-2)
+    assert long - short == pytest.approx(3 * 3 * 2 * 2 * (512 - 128) / 2 * 256, rel=1e-2)
 
 
 def test_experts_count_in_the_share_that_is_active() -> None:
