@@ -19,8 +19,9 @@ def train_flops_per_token(model: nn.Module, forward_flops: int, seq_len: int) ->
 
     Matrix products and attention are counted by running the model on the meta device, where a family gives no count of
     its own; look-ups (embeddings) cost nothing, and causal attention the pairs of positions that see each other (half
-    of what torchtitan and PaLM's formula count), since kernels compute no others. Models whose forward pass depends on data cannot run on meta: they are
-    charged 2 FLOPs for each weight a token meets, experts in the share that is active.
+    of what torchtitan and PaLM's formula count), since kernels compute no others. Models whose forward pass depends on
+    data cannot run on meta: they are charged 2 FLOPs for each weight a token meets, experts in the share that is
+    active.
 
     Args:
         model: on the meta device.

@@ -58,6 +58,8 @@ def channel_scores(q: Tensor, k: Tensor, g: Tensor, diagonal: int = 0, g_q: Tens
         [R, H, C, C] in the dtype of ``q``.
     """
     g_q, size = g if g_q is None else g_q, g.shape[-2]
+    if q.dtype == torch.float16:  # which ends at 65,504
+        return channel_scores(q.float(), k.float(), g, diagonal, g_q).to(q.dtype)
     if _span(g, g_q) <= SPAN:
         return _factored(q, k, g, g_q).masked_fill(~lower(size, diagonal, g.device), 0)
     missing = (1 << (size - 1).bit_length()) - size
@@ -104,6 +106,8 @@ def channel_mix(scores: Tensor, v: Tensor, g: Tensor) -> Tensor:
     Returns:
         [R, H, C, D] in the dtype of ``v``.
     """
+    if v.dtype == torch.float16:
+        return channel_mix(scores.float(), v.float(), g).to(v.dtype)
     if _span(g, g) <= SPAN:
         first = g[..., :1, :].detach()
         return scaled(scores @ scaled(v, first - g), g - first)

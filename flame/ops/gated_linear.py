@@ -100,7 +100,7 @@ def gated_linear_attention_by_token(
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence that ``gated_linear_attention`` computes, one token at a time."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
     documents = documents_of(q, cu_seqlens)
     initial = state_like(state, len(documents), k, v)
     outputs, finals = [], []
@@ -113,7 +113,7 @@ def gated_linear_attention_by_token(
             if gv is not None:
                 decayed = decayed * gv[row, t].to(s.dtype).exp().unsqueeze(-2)
             read = decayed + update if bonus is None else s + bonus.unsqueeze(-1) * update
-            outputs.append(torch.einsum("hk,hkv->hv", q[row, t].to(s.dtype) * scale, read))
+            outputs.append(torch.einsum("hk,hkv->hv", q[row, t].to(s.dtype) * factor, read))
             s = decayed + update
         finals.append(s)
     return torch.stack(outputs).view(v.shape).to(v.dtype), torch.stack(finals)

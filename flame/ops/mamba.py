@@ -37,16 +37,18 @@ def selective_scan(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     running = torch.zeros(x.shape[0], *a.shape, dtype=dtype, device=x.device) if state is None else state.to(dtype)
     outputs = []
-    for part in zip(*(y.split(SEGMENT, dim=1) for y in (x, dt, b, c)), strict=True):
+    for start in range(0, x.shape[1], SEGMENT):
+        part = [y[:, start : start + SEGMENT] for y in (x, dt, b, c)]
         if torch.is_grad_enabled() and x.shape[1] > SEGMENT:
-            y, running = checkpoint(_segment, *part, a, running, use_reentrant=False)
+            y, running = checkpoint(_segment, part, a, running, use_reentrant=False)
         else:
-            y, running = _segment(*part, a, running)
+            y, running = _segment(part, a, running)
         outputs.append(y)
     return torch.cat(outputs, 1), running
 
 
-def _segment(x: Tensor, dt: Tensor, b: Tensor, c: Tensor, a: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def _segment(part: list[Tensor], a: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    x, dt, b, c = part
     dt = dt.to(state.dtype)
     decay = dt.unsqueeze(-1) * a.to(state.dtype)  # [B, T, D, N]
     update = (dt * x.to(state.dtype)).unsqueeze(-1) * b.to(state.dtype).unsqueeze(2)

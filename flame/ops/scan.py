@@ -45,9 +45,9 @@ def elementwise_scan(
     rows = chunks.split(x.to(dtype).unsqueeze(2)).squeeze(1)  # [R, C, D]
     decay = chunks.split(g.to(dtype).unsqueeze(2)).squeeze(1).exp()  # 1 where there is no token
     if not has_values(x):
-        return x * g, state
-    h, state = _Scan.apply(rows, decay, state.to(dtype), chunks)
-    return chunks.join(h.unsqueeze(1)).squeeze(2).to(x.dtype), state
+        return x * g, state.to(dtype)
+    h, final = _Scan.apply(rows, decay, state.to(dtype), chunks)
+    return chunks.join(h.unsqueeze(1)).squeeze(2).to(x.dtype), final
 
 
 class _Scan(torch.autograd.Function):

@@ -54,9 +54,9 @@ class UnitContext:
 
     def parameter(self, whole: Tensor, kind: str) -> Tensor:
         """This rank's share; gradients of the other shares are zero here, and FSDP adds them up."""
-        if kind in ("whole", "packed"):
-            return whole
-        return whole.chunk(self.size, dim=0 if kind == "columns" else -1)[self.rank]
+        if kind in ("columns", "rows"):
+            return whole.chunk(self.size, dim=0 if kind == "columns" else -1)[self.rank]
+        return whole
 
     def argument(self, whole: Tensor) -> Tensor:
         """This rank's share of channels [..., D]."""

@@ -32,7 +32,7 @@ class Piece:
     owner: nn.Module
     name: str
     kind: str
-    """``columns``, ``rows``, ``packed`` or ``whole``."""
+    """As ``Unit.kind`` says."""
     sections: Sections = ()
     """Of a packed one."""
 
@@ -56,7 +56,7 @@ class Share(Protocol):
     size: int
 
     def parameter(self, whole: Tensor, kind: str) -> Tensor:
-        """This rank's share of a parameter (``columns``, ``rows``), or the parameter itself (``whole``, ``packed``)."""
+        """This rank's share of a parameter (``columns``, ``rows``), else the parameter itself."""
         ...
 
     def argument(self, whole: Tensor) -> Tensor:
@@ -81,10 +81,10 @@ class TensorShare:
         self.group, self.rank, self.size = mesh.get_group(), mesh.get_local_rank(), mesh.size()
 
     def parameter(self, whole: Tensor, kind: str) -> Tensor:
-        if kind in ("whole", "packed"):
-            return SummedGradient.apply(whole, self.group)  # each rank sees only some of its uses
-        assert isinstance(whole, DTensor)
-        return whole.to_local()
+        if kind in ("columns", "rows"):
+            assert isinstance(whole, DTensor)
+            return whole.to_local()
+        return SummedGradient.apply(whole, self.group)  # each rank sees only some of its uses
 
     def argument(self, whole: Tensor) -> Tensor:
         return SummedGradient.apply(whole, self.group).chunk(self.size, dim=-1)[self.rank]
@@ -204,6 +204,8 @@ def _shares_of(pieces: list[Piece], share: Share) -> Iterator[None]:
 
 def _share_of(piece: Piece, share: Share) -> Tensor:
     value = share.parameter(piece.value, piece.kind)
+    if piece.kind == "offset":  # every rank adds it to its share of the sum
+        return value / share.size
     if piece.kind != "packed":
         return value
     # Another share may have been taken before, of the sections that list channels.

@@ -70,6 +70,8 @@ def widen(module: nn.Module, name: str) -> None:
 def sum_output(linear: nn.Module) -> None:
     """Makes a linear layer of a unit, which reads all channels, add up what the shares give it."""
     forward = linear.forward
+    if hasattr(forward, "_sums"):  # shared by two groups of ranks, it looks at both
+        return
 
     def summed(x: Tensor) -> Tensor:
         output = forward(x)
@@ -77,6 +79,7 @@ def sum_output(linear: nn.Module) -> None:
             output = SummedBoth.apply(output, part.group)
         return output
 
+    summed._sums = True  # type: ignore[attr-defined]
     linear.forward = summed  # type: ignore[method-assign]
 
 

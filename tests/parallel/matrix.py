@@ -472,8 +472,8 @@ def table(cells: dict[tuple[str, str], Cell], names: list[str], layouts: list[st
 
 _FLA_COLUMNS = [
     "- resumes: a run that stopped one step early and went on equals one that did not.",
-    "- generates: from the exported folder, tokens one by one have the logits of the whole sequence, and `generate` writes "
-    "what these say; [without a cache](fla.md#decoding) where fla's is none or not exact.",
+    "- generates: from the exported folder, tokens one by one have the logits of the whole sequence, and `generate` "
+    "writes what these say; [without a cache](fla.md#decoding) where fla's is none or not exact.",
     "- packs: `training.varlen` trains, after the check that packed documents do not see each other.",
 ]
 

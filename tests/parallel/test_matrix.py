@@ -71,7 +71,7 @@ def test_a_log_keeps_what_is_settled_and_a_table_groups_reasons(tmp_path: Path) 
     assert again.left("opt", ["tp", "pp"]) == ["pp"]
     assert not again.left("gpt2", ["tp", "pp"]) and not again.left("xlm", ["tp", "pp"])
     assert Log(log.path, again=True).left("gpt2", ["tp", "pp"]) == ["tp"]
-    page = table(log.cells, ["gpt2", "opt", "xlm"], ["tp", "pp"], untested=0)
+    page = table(log.cells, ["gpt2", "opt", "xlm"], ["tp", "pp"], origin="transformers")
     assert (
         "| gpt2 | – 1 | = |\n| opt | – 1 | **crash** 2 |\n| xlm | does not train here: it looks both ways | |" in page
     )

@@ -22,6 +22,7 @@ def test_a_layout_equals_one_process(train: Train, model: str, layout: str) -> N
     [
         ("hgrn2", "tp2 cp2"),
         ("mamba2", "tp2 cp2"),
+        pytest.param("mamba", "tp2 cp2", marks=pytest.mark.slow),
         ("gated_deltanet", "tp2 pp2"),
         ("hgrn2", "pp2 cp2"),
         ("gla", "dp2 tp2"),

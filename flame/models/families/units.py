@@ -55,9 +55,11 @@ class Unit:
     """Whether positions see each other in it."""
 
     def kind(self, name: str) -> str:
-        """How a parameter is split: ``packed``, ``columns``, ``rows`` or ``whole``."""
+        """How a parameter is split: ``packed``, ``columns``, ``rows``, ``whole``, or ``offset``, the bias of rows."""
         if name in self.packed:
             return "packed"
+        if name.endswith(".bias") and re.fullmatch(self.rows, f"{name.removesuffix('bias')}weight"):
+            return "offset"
         if re.fullmatch(self.rows, name):
             return "rows"
         columns = re.fullmatch(self.columns, name) and not re.fullmatch(self.whole, name)

@@ -66,6 +66,13 @@ def test_bfloat16_is_as_exact_as_its_digits(decay):
     assert error < 4e-2
 
 
+@pytest.mark.parametrize("decay", ["key", "value", "bonus"])
+def test_float16_does_not_overflow(decay):
+    found = {name: x.half().double() for name, x in inputs(decay, 1.0, 100).items()}
+    error = worst_error(gated_linear_attention, gated_linear_attention_by_token, found, torch.float16)
+    assert error < 1e-2
+
+
 def test_one_large_drop_leaves_later_tokens_exact():
     """Sums of 1e4 in float32 would round the small decays after the drop to multiples of 1e-3."""
     found = inputs("key", 0.01, 64)
@@ -85,9 +92,10 @@ def test_a_continued_sequence_equals_the_whole():
     q, k, v = (torch.randn(1, 50, 2, 8) for _ in range(3))
     gates = -torch.rand(1, 50, 2)
     whole, _ = chunk_simple_gla(q, k, v, gates)
-    front, state = chunk_simple_gla(*(x[:, :30] for x in (q, k, v, gates)), output_final_state=True, state_v_first=True)
+    early, late = ([x[:, part] for x in (q, k, v, gates)] for part in (slice(30), slice(30, None)))
+    front, state = chunk_simple_gla(*early, output_final_state=True, state_v_first=True)  # type: ignore[arg-type]
     assert state is not None
-    back, _ = chunk_simple_gla(*(x[:, 30:] for x in (q, k, v, gates)), initial_state=state, state_v_first=True)
+    back, _ = chunk_simple_gla(*late, initial_state=state, state_v_first=True)  # type: ignore[arg-type]
     torch.testing.assert_close(torch.cat([front, back], 1), whole, rtol=1e-5, atol=1e-5)
 
 
@@ -145,6 +153,7 @@ def test_a_gate_without_a_past_starts_at_one():
 def test_abc_continues_where_it_stopped():
     q, k, v, s = (torch.randn(1, 40, 2, 8) for _ in range(4))
     whole, _ = chunk_abc(q, k, v, s)
-    front, state = chunk_abc(*(x[:, :25] for x in (q, k, v, s)), output_final_state=True)
-    back, _ = chunk_abc(*(x[:, 25:] for x in (q, k, v, s)), initial_state=state)
+    early, late = ([x[:, part] for x in (q, k, v, s)] for part in (slice(25), slice(25, None)))
+    front, state = chunk_abc(*early, output_final_state=True)  # type: ignore[arg-type]
+    back, _ = chunk_abc(*late, initial_state=state)  # type: ignore[arg-type]
     torch.testing.assert_close(torch.cat([front, back], 1), whole, rtol=1e-5, atol=1e-5)
