@@ -1,5 +1,6 @@
 """Runs a batch through a model in whatever way it is laid out: whole, in stages, in parts of a sequence."""
 
+import logging
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from flame.parallel.pipeline import Pipeline, pipeline
 from flame.parallel.split import Anatomy
 from flame.parallel.stage import StageTask
 from flame.parallel.unit_context import UnitContext
+
+log = logging.getLogger(__name__)
 
 
 class Passes:
@@ -121,11 +124,15 @@ def split_sequence(model: PreTrainedModel, mesh: DeviceMesh | None, config: JobC
     if mesh is None:
         return None
     layout = config.parallelism
-    balanced = layout.context_parallel_load_balancer == "headtail"
-    context = (
-        UnitContext(mesh)
-        if made_of_units(model)
-        else ContextParallel(mesh, layout.context_parallel_rotate_method, balanced)
-    )
+    context: SplitSequence
+    if made_of_units(model):
+        log.info(
+            "context parallelism: every rank runs some heads of each mixer over the whole sequence; "
+            "context_parallel_rotate_method and context_parallel_load_balancer have no meaning for this family"
+        )
+        context = UnitContext(mesh)
+    else:
+        balanced = layout.context_parallel_load_balancer == "headtail"
+        context = ContextParallel(mesh, layout.context_parallel_rotate_method, balanced)
     context.attach(model)
     return context
