@@ -3,6 +3,8 @@
 import torch
 from transformers import PreTrainedModel
 
+_LENGTH = 70
+
 
 def document_inputs(inputs: dict[str, torch.Tensor], documents: str) -> dict[str, torch.Tensor]:
     """The keyword arguments of the forward pass for a packed batch.
@@ -32,12 +34,13 @@ def documents_are_isolated(model: PreTrainedModel, documents: str) -> bool:
         documents: as in ``document_inputs``.
     """
     generator = torch.Generator().manual_seed(0)
-    first, other, second = torch.randint(0, model.config.vocab_size, (3, 1, 6), generator=generator)
-    positions = torch.cat([torch.arange(6), torch.arange(6)]).unsqueeze(0)
+    # Longer than 64, up to which fla's layers run other kernels.
+    first, other, second = torch.randint(0, model.config.vocab_size, (3, 1, _LENGTH), generator=generator)
+    positions = torch.arange(_LENGTH).repeat(2).unsqueeze(0)
 
-    def last_six(front: torch.Tensor) -> torch.Tensor:
+    def last(front: torch.Tensor) -> torch.Tensor:
         inputs = {"input_ids": torch.cat([front, second], dim=1), "position_ids": positions}
-        return model(**document_inputs(inputs, documents)).logits[:, -6:]
+        return model(**document_inputs(inputs, documents)).logits[:, -_LENGTH:]
 
     alone = model(input_ids=second).logits
-    return all(torch.allclose(last_six(front), alone, rtol=1e-3, atol=1e-5) for front in (first, other))
+    return all(torch.allclose(last(front), alone, rtol=1e-3, atol=1e-5) for front in (first, other))

@@ -8,7 +8,9 @@ from typing import Any
 # Lists of the layers something holds for (``hybrid_layer_ids``), not of one value for each layer.
 _LISTS_LAYERS = re.compile(r"(.*_)?(ids|idxs|indexes|indices|layers)")
 # Counts of the layers at either end that are of another kind.
-_FIRST = re.compile(r"(first_k_dense_replace|num_dense_layers|moe_layer_start_index|max_window_layers)")
+_FIRST = re.compile(
+    r"(first_k_dense_replace|num_dense_layers|moe_layer_start_index|max_window_layers|num_self_decoder_layers)"
+)
 _LAST = re.compile(r"num_kv_shared_layers")
 # Lists that have a length of their own, which may happen to be the number of layers.
 _NOT_OF_LAYERS = ("multipliers", "limit", "factor", "section", "_id")

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +19,8 @@ REQUEST = "FLAME_OPS"
 """``torch`` asks for the plain-PyTorch mixers although Triton has a device; ``auto`` (the default) leaves it to the
 device."""
 
-_WITHOUT_TRITON = ("cpu", "meta")
+_TRITON_DEVICES = ("cuda", "xpu", "npu")
+_NEEDS_FLASH_ATTENTION = ("fla.ops.moba.parallel:parallel_moba", "fla.ops.deltaformer.parallel:deltaformer_attn")
 
 Function = Callable[..., Any]
 _originals: dict[str, Function] = {}
@@ -41,11 +43,14 @@ def install() -> None:
         return
     importlib.import_module("fla.models")
     importlib.import_module("fla.layers")
-    _originals.update({theirs: resolve(theirs) for theirs in ENTRY_POINTS})
-    always = choice == "torch" or not torch.accelerator.is_available()
+    device = torch.accelerator.current_accelerator()
+    always = choice == "torch" or device is None or device.type not in _TRITON_DEVICES
+    originals = {theirs: resolve(theirs) for theirs in ENTRY_POINTS}
+    without = set() if find_spec("flash_attn") else set(_NEEDS_FLASH_ATTENTION)
     swaps: dict[int, Function] = {}
     for theirs, ours in ENTRY_POINTS.items():
-        swaps[id(_originals[theirs])] = resolve(ours) if always else _by_device(_originals[theirs], resolve(ours))
+        stays = always or theirs in without
+        swaps[id(originals[theirs])] = resolve(ours) if stays else _by_device(originals[theirs], resolve(ours))
     for module in _fla_modules():
         # Layers name only the first function of a missing package, and meet the others when they call them.
         if vars(module).get("flash_attn_func", ...) is None:
@@ -62,6 +67,7 @@ def install() -> None:
         logging.getLogger(theirs.split(":")[0]).setLevel(logging.ERROR)
         path, _, method = theirs.rpartition(".")
         setattr(resolve(path), method, resolve(ours))
+    _originals.update(originals)
 
 
 def resolve(path: str) -> Any:
@@ -79,7 +85,7 @@ def _by_device(theirs: Function, ours: Function) -> Function:
     @functools.wraps(theirs)
     def chosen(*args: Any, **kwargs: Any) -> Any:
         first = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)), None)
-        if first is not None and first.device.type in _WITHOUT_TRITON:
+        if first is not None and first.device.type not in _TRITON_DEVICES:
             return ours(*args, **kwargs)
         return theirs(*args, **kwargs)
 

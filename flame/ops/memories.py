@@ -1,5 +1,6 @@
 """Sorts tokens into the memories they are routed to: Mixture-of-Memories (Du et al., arXiv:2502.13685)."""
 
+import functools
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 _forward = MomAttention.forward
 
 
+@functools.wraps(_forward)
 def mom_forward(self: MomAttention, *args: Any, **kwargs: Any) -> Any:
     """fla's forward, in training as in evaluation: in training its convolutions run over the borders between rows and
     memories, so that rows of a batch see each other.

@@ -113,6 +113,8 @@ def build_passes(
     """
     context = split_sequence(model, layout.get_optional_mesh("cp"), config)
     if not layout.pp_enabled:
+        if context is not None:
+            context.attach(model)
         return Passes(task, model=parallelize(model, layout, config), context=context)
     assert found is not None
     stages = pipeline(model, layout, config, device, found, task, context, parallelize)
@@ -120,19 +122,16 @@ def build_passes(
 
 
 def split_sequence(model: PreTrainedModel, mesh: DeviceMesh | None, config: JobConfig) -> SplitSequence | None:
-    """The job's context parallelism, attached to the model; None if every rank holds whole sequences."""
+    """The job's context parallelism, to be attached to each part of the model; None if every rank holds whole
+    sequences."""
     if mesh is None:
         return None
     layout = config.parallelism
-    context: SplitSequence
     if made_of_units(model):
         log.info(
             "context parallelism: every rank runs some heads of each mixer over the whole sequence; "
             "context_parallel_rotate_method and context_parallel_load_balancer have no meaning for this family"
         )
-        context = UnitContext(mesh)
-    else:
-        balanced = layout.context_parallel_load_balancer == "headtail"
-        context = ContextParallel(mesh, layout.context_parallel_rotate_method, balanced)
-    context.attach(model)
-    return context
+        return UnitContext(mesh)
+    balanced = layout.context_parallel_load_balancer == "headtail"
+    return ContextParallel(mesh, layout.context_parallel_rotate_method, balanced)

@@ -158,6 +158,8 @@ def pipeline(
     parts = []
     for index in stages_of_rank(config, layout.get_mesh("pp").get_local_rank(), len(division)):
         part = cut(model, found, division[index], index == 0, index == len(division) - 1)
+        if context is not None:
+            context.attach(part)
         part.forward = Stage(part, task, context)  # type: ignore[method-assign]
         parts.append(Part(parallelize(part, layout, config), index))
     hidden = model.config.get_text_config().hidden_size

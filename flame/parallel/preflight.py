@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -29,6 +30,7 @@ from flame.models.build import build_model, plain_model
 from flame.models.config import shrink
 from flame.models.handout import hand_out
 from flame.models.trial import stir
+from flame.ops.install import REQUEST
 from flame.parallel.checks import find_anatomy
 from flame.parallel.division import divide_layers, stage_layers
 from flame.parallel.layout import Layout
@@ -44,7 +46,7 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-4
 """Largest relative difference of loss or a gradient; sums in another order differ by 1e-6 in float32."""
 
-_LENGTH = 64  # at least so many positions
+_LENGTH = 96  # at least so many positions: fla's layers run other kernels up to 64
 _PACKAGES = ("flame", "torch", "transformers", "flash-linear-attention")
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
@@ -273,7 +275,8 @@ def _subject(trial: Trial) -> dict[str, Any]:
     layout = trial.layout
     degrees = {name: getattr(layout, name) for name in ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep")}
     source = inspect.getsourcefile(trial.model_class.__mro__[2])
-    files = [*sorted(Path(__file__).parent.glob("*.py")), *([Path(source)] if source else [])]
+    rooms = [Path(__file__).parent, *(Path(__file__).parents[1] / name for name in ("ops", "models/families"))]
+    files = [file for room in rooms for file in sorted(room.glob("*.py"))] + ([Path(source)] if source else [])
     return {
         "layout": {**asdict(trial.config.parallelism), **degrees, "preflight": None},
         "model": shrink(trial.model_config).to_dict(),
@@ -284,6 +287,7 @@ def _subject(trial: Trial) -> dict[str, Any]:
         "varlen": trial.config.training.varlen,
         "recompute": asdict(trial.config.activation_checkpoint),
         "device": compat.DEVICE_TYPE,
+        "ops": os.environ.get(REQUEST),
         "versions": {name: version(name) for name in _PACKAGES},
     }
 

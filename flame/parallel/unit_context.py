@@ -28,6 +28,7 @@ class UnitContext:
     def __init__(self, mesh: DeviceMesh) -> None:
         self.group, self.rank, self.size = mesh.get_group(), mesh.get_local_rank(), mesh.size()
         self._documents: Tensor | None = None  # [B, T], the document of each position of the batch under way
+        self._rows = 0  # of the hidden states that a mixer is running on
 
     def attach(self, model: PreTrainedModel) -> None:
         """Makes the model's mixers run on whole sequences and some of their heads."""
@@ -64,21 +65,29 @@ class UnitContext:
 
     def gather(self, hidden: Tensor, options: dict[str, Any]) -> Tensor:
         """[B, T / ranks, D] -> [B, T, D]; packed documents [1, B * T / ranks, D] -> [1, B * T, D] with all borders."""
-        rows = hidden.shape[0] if self._documents is None else self._documents.shape[0]
-        here = hidden.reshape(rows, -1, hidden.shape[-1]).transpose(0, 1).contiguous()  # [T / ranks, B, D]
+        packed = options.get("cu_seqlens")
+        self._rows = hidden.shape[0]
+        if packed is not None:
+            self._rows, options["cu_seqlens"] = self._whole(packed)
+        here = hidden.reshape(self._rows, -1, hidden.shape[-1]).transpose(0, 1).contiguous()  # [T / ranks, B, D]
         whole = all_gather_tensor_autograd(here, 0, self.group).transpose(0, 1)
-        if self._documents is not None:
-            options["cu_seqlens"] = _borders(self._documents)
-            whole = whole.reshape(1, -1, hidden.shape[-1])
-        return whole
+        return whole if packed is None else whole.reshape(1, -1, hidden.shape[-1])
+
+    def _whole(self, packed: Tensor) -> tuple[int, Tensor]:
+        """Rows and borders of the whole batch whose part has the borders ``packed``.
+
+        They stay with that tensor: recomputation asks again when another micro-batch has been entered.
+        """
+        if not hasattr(packed, "_whole_batch"):
+            assert self._documents is not None
+            packed._whole_batch = len(self._documents), _borders(self._documents)  # type: ignore[attr-defined]
+        return packed._whole_batch  # type: ignore[attr-defined]
 
     def scatter(self, output: Tensor) -> Tensor:
         """The sum over all ranks' heads [B, T, D], of which this rank keeps its own positions."""
-        width = output.shape[-1]
-        rows = output.shape[0] if self._documents is None else self._documents.shape[0]
-        whole = output.reshape(rows, -1, width).transpose(0, 1).contiguous()  # [T, B, D]
+        whole = output.reshape(self._rows, -1, output.shape[-1]).transpose(0, 1).contiguous()  # [T, B, D]
         here = reduce_scatter_tensor_autograd(whole, "sum", 0, self.group).transpose(0, 1)
-        return here if self._documents is None else here.reshape(1, -1, width)
+        return here if len(output) == self._rows else here.reshape(1, -1, output.shape[-1])
 
 
 def _borders(documents: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ While a unit runs, its parameters are this rank's shares, so that code which tak
 norms, packed convolutions) meets shares too. What goes in is whole, what comes out is summed.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedModel
 
 from flame.errors import ConfigError
-from flame.models.families.units import Sections, Unit, unit_of, units_of
-from flame.parallel.split import layer_stack
+from flame.models.families.units import Sections, Unit, units_of
+from flame.parallel.split import ends
 from flame.parallel.sums import SummedForward, SummedGradient
 from flame.parallel.wide import adapt, share_context, sum_output, widen
 
@@ -116,22 +117,24 @@ def share_unit(module: nn.Module, unit: Unit, share: Share) -> None:
     for owner, name in _counts(module, unit):
         setattr(owner, name, getattr(owner, name) // share.size)
     forward = module.forward
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
     adapt(module)
     if unit.plain:
         setattr(module, unit.plain[0], getattr(module, unit.plain[1]))
-    if unit.wide_norm:
+    if unit.wide_norm and getattr(module, unit.wide_norm, None) is not None:
         widen(module, unit.wide_norm)
     for name in unit.sums:
         sum_output(module.get_submodule(name))
 
     def on_share(*args: Any, **kwargs: Any) -> Any:
-        hidden, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), args)
+        kwargs = dict(zip(names, args, strict=False)) | kwargs
+        hidden = kwargs.pop(names[0])
         for name in unit.arguments:
             if kwargs.get(name) is not None:
                 kwargs[name] = share.argument(kwargs[name])
         hidden = share.gather(hidden, kwargs)
         with _shares_of(pieces, share), share_context(share):
-            output = forward(hidden, *args, **kwargs)
+            output = forward(hidden, **kwargs)
         if isinstance(output, tuple):
             return share.scatter(output[0]), *output[1:]
         return share.scatter(output)
@@ -152,16 +155,20 @@ def check_units(model: PreTrainedModel, degree: int, key: str, mixers_only: bool
         ConfigError: names the module and the remedy.
     """
     units, modules = units_of(model), dict(model.named_modules())
-    for layer in layer_stack(model):
-        for name, module in layer.named_children():
-            if unit_of(module) is None and any(parameter.ndim > 1 for parameter in module.parameters()):
-                raise ConfigError(
-                    f"{key} = {degree}: {type(module).__name__}, the '{name}' of family '{model.config.model_type}', "
-                    "cannot be split by heads; set the degree to 1"
-                )
+    if (unknown := _unknown_module(model, units)) is not None:
+        raise ConfigError(
+            f"{key} = {degree}: {type(modules[unknown]).__name__}, the '{unknown.rpartition('.')[2]}' of family "
+            f"'{model.config.model_type}', cannot be split by heads; set the degree to 1"
+        )
     for path, unit in units.items():
         if mixers_only and not unit.mixes:
             continue
+        for name in unit.single:
+            if getattr(modules[path], name, 1) > 1:
+                raise ConfigError(
+                    f"{key} = {degree}: {path} with {name} = {getattr(modules[path], name)} cannot be split by heads; "
+                    f"set the degree or {name} to 1"
+                )
         for owner, name in _counts(modules[path], unit):
             if getattr(owner, name) % degree:
                 raise ConfigError(
@@ -173,10 +180,25 @@ def check_units(model: PreTrainedModel, degree: int, key: str, mixers_only: bool
                 raise ConfigError(f"{key} = {degree} does not divide the {size} channels of {path}.{piece.name}")
 
 
+def _unknown_module(model: PreTrainedModel, units: dict[str, Unit]) -> str | None:
+    """The part of a layer that holds matrices but is no unit; what weighs residuals ([1, D]) may stay whole."""
+    modules = dict(model.named_modules())
+    whole = {id(module) for module in (model, model.base_model, *ends(model))}
+    for name, parameter in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        inside = any(f"{owner}.".startswith(f"{unit}.") for unit in units)
+        if parameter.ndim > 1 and len(parameter) > 1 and id(modules[owner]) not in whole and not inside:
+            parts = owner.split(".")
+            layer = next((index for index, part in enumerate(parts) if part.isdecimal()), len(parts))
+            return ".".join(parts[: layer + 2])
+    return None
+
+
 def _counts(module: nn.Module, unit: Unit) -> Iterator[tuple[Any, str]]:
+    submodules = dict(module.named_modules())
     for path in unit.counts:
         holder, _, name = path.rpartition(".")
-        owner = module.get_submodule(holder)
+        owner = submodules.get(holder)
         if isinstance(getattr(owner, name, None), int):
             yield owner, name
 

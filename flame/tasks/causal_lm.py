@@ -4,6 +4,7 @@
 name = "causal_lm"
 """
 
+import logging
 import math
 import sys
 from collections.abc import Mapping
@@ -24,6 +25,9 @@ from flame.models.trial import trial_model
 from flame.tasks.base import Task, scored
 from flame.tokenizer import token_bytes
 
+log = logging.getLogger(__name__)
+
+_OWN_LOSS_TERMS = ("use_l2warp", "aux_loss_scale")  # of fla's models
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
@@ -60,6 +64,14 @@ class CausalLM(Task):
         """Finds out on a scaled-down model where the loss may be taken and that packed documents stay apart."""
         assert issubclass(model_class, PreTrainedModel)
         self.documents = documents
+        for name in _OWN_LOSS_TERMS:
+            if getattr(config, name, 0):
+                log.warning(
+                    "%s = %s of '%s' adds to the loss that the model itself computes; flame trains on cross entropy",
+                    name,
+                    getattr(config, name),
+                    config.model_type,
+                )
         small = trial_model(model_class, config)
         if small is None:
             self._check_nothing(config.model_type)

@@ -471,6 +471,7 @@ def table(cells: dict[tuple[str, str], Cell], names: list[str], layouts: list[st
 
 
 _FLA_COLUMNS = [
+    "- Options are those of a family's default config; `tests/parallel/test_units.py` tries some others.",
     "- resumes: a run that stopped one step early and went on equals one that did not.",
     "- generates: from the exported folder, tokens one by one have the logits of the whole sequence, and `generate` "
     "writes what these say; [without a cache](fla.md#decoding) where fla's is none or not exact.",

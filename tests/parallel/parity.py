@@ -17,6 +17,33 @@ MASKED = "tests.parallel.patches:masked_labels"
 TIED_LLAMA = {**LLAMA, "tie_word_embeddings": True}
 # Vocabulary, feed-forward width and number of layers that 2 does not divide; heads that it does.
 ODD_LLAMA = {**LLAMA, "vocab_size": 321, "intermediate_size": 95, "num_hidden_layers": 5}
+# Options of fla's families that bring parameters of their own.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "forgetting, normed and gated": {
+        "model_type": "forgetting_transformer",
+        "qk_norm": True,
+        "use_output_gate": True,
+    },
+    "wall, normed and gated": {
+        "model_type": "wall_transformer",
+        "qk_norm": True,
+        "use_output_gate": True,
+        "use_scalar_gate": True,
+    },
+    "gla, grouped and convolved": {
+        "model_type": "gla",
+        "num_kv_heads": 2,
+        "use_short_conv": True,
+        "conv_bias": True,
+        "tie_word_embeddings": True,
+    },
+    "gated_deltanet, hybrid": {
+        "model_type": "gated_deltanet",
+        "num_heads": 2,
+        "num_v_heads": 4,
+        "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window_size": 16},
+    },
+}
 MODELS = {
     "plain": LLAMA,
     "uneven": UNEVEN_LLAMA,
@@ -41,6 +68,11 @@ EVEN_STAGES = {
     "parallelism.pipeline_parallel_last_stage_less_layers": 0,
 }
 
+
+def _options(model: str) -> dict[str, Any]:
+    return OPTIONS.get(model, {"model_type": model})
+
+
 Train = Callable[..., Run]
 
 
@@ -62,7 +94,7 @@ def train(materials: Materials, pool: Pool, tmp_path_factory: pytest.TempPathFac
             folder = tmp_path_factory.mktemp("parity") / "run"
             keys, processes = layout_keys(layout) if layout else ({}, world)
             values = {
-                "model.config": str(materials.model(MODELS[model] if model in MODELS else family(model))),
+                "model.config": str(materials.model(MODELS[model] if model in MODELS else family(**_options(model)))),
                 "training.local_batch_size": 1 if world == 4 else 2,
                 "training.max_norm": 0.5,
                 # Adam makes full steps of gradients that are nothing but rounding; this keeps them small.
@@ -79,10 +111,10 @@ def train(materials: Materials, pool: Pool, tmp_path_factory: pytest.TempPathFac
     return run
 
 
-def family(model_type: str) -> dict[str, Any]:
+def family(model_type: str, **options: Any) -> dict[str, Any]:
     """The values of a small ``config.json`` of a family of transformers or fla."""
     load_plugin(model_type)
-    values = shrink(AutoConfig.for_model(model_type), layers=4, divisor=2).to_dict()
+    values = shrink(AutoConfig.for_model(model_type, **options), layers=4, divisor=2).to_dict()
     dropped = ("transformers_version", "dtype")
     return {**{name: value for name, value in values.items() if name not in dropped}, "vocab_size": 320}
 

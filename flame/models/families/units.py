@@ -14,8 +14,8 @@ import torch.nn as nn
 
 Sections = tuple[tuple[int, bool], ...]
 
-_PROJECTIONS = r"(?:q|k|v|g|f|i|r|s|a|b|bt|w|gk|a_atk|b_atk)_proj(?:\.[12])?\.(?:weight|bias)"
-_PER_HEAD = r"(?:A_log|dt_bias|A_log_atk|dt_bias_atk|log_atk_scale|decay|D|lambda_params|bonus|k_k|k_a|r_k)"
+_PROJECTIONS = r"(?:q|k|v|g|f|i|r|s|a|b|bt|w|gk|gs|o_gate|a_atk|b_atk)_proj(?:\.[12])?\.(?:weight|bias)"
+_PER_HEAD = r"(?:A_log|dt_bias|A_log_atk|dt_bias_atk|log_atk_scale|decay|D|lambda_params|bonus|k_k|k_a|r_k|r_bias)"
 _CONVOLUTIONS = r"[a-z]_conv1d\.(?:weight|bias)"
 
 
@@ -38,6 +38,9 @@ class Unit:
 
     sums: tuple[str, ...] = ()
     """Linear submodules within the unit that read all channels: their outputs are summed over the shares."""
+
+    single: tuple[str, ...] = ("num_householder", "n_groups")
+    """Attributes that must be 1 for a unit to be split: otherwise parameters pack more than heads."""
 
     counts: tuple[str, ...] = ("num_heads", "num_kv_heads", "num_v_heads", "key_dim", "value_dim")
     """Attributes (dotted where a submodule has them) that count heads or channels, as far as the module has them."""
@@ -80,6 +83,10 @@ def _projected(mixer: Any) -> Sections:
 
 
 _HEADS = Unit()
+_NORMED_HEADS = Unit(  # whose query and key norms are group norms over all heads
+    rf"{_HEADS.columns}|[qk]_norm\.(?:weight|bias)",
+    counts=(*_HEADS.counts, "q_norm.num_groups", "k_norm.num_groups"),
+)
 _WIDE = Unit(columns=f"{_HEADS.columns}|g_norm\\.weight", wide_norm="g_norm")
 _RWKV_COUNTS = ("num_heads", "key_dim", "value_dim", "g_norm.num_groups")
 
@@ -90,7 +97,7 @@ UNITS: dict[str, Unit] = {
     "fla.layers.comba:Comba": _HEADS,
     "fla.layers.delta_net:DeltaNet": _HEADS,
     "fla.layers.deltaformer:DeltaFormerAttention": _HEADS,
-    "fla.layers.forgetting_attn:ForgettingAttention": _HEADS,
+    "fla.layers.forgetting_attn:ForgettingAttention": _NORMED_HEADS,
     "fla.layers.gated_deltanet:GatedDeltaNet": _HEADS,
     "fla.layers.gated_deltaproduct:GatedDeltaProduct": _HEADS,
     "fla.layers.gdn2:GatedDeltaNet2": _HEADS,
@@ -104,7 +111,7 @@ UNITS: dict[str, Unit] = {
     "fla.layers.mamba:Mamba": Unit(
         r"conv1d\..*|dt_proj\..*|A_log|D",
         rows=r"(?:out|x)_proj\.weight",
-        packed={"in_proj.weight": _gate_and_input},
+        packed={"in_proj.weight": _gate_and_input, "in_proj.bias": _gate_and_input},
         sums=("x_proj",),
         counts=("intermediate_size",),
         plain=("cuda_kernels_forward", "slow_forward"),
@@ -112,7 +119,12 @@ UNITS: dict[str, Unit] = {
     "fla.layers.mamba2:Mamba2": Unit(
         r"A_log|D|dt_bias|norm\.weight",
         rows=r"out_proj\.weight",
-        packed={"in_proj.weight": _projected, "conv1d.weight": _convolved, "conv1d.bias": _convolved},
+        packed={
+            "in_proj.weight": _projected,
+            "in_proj.bias": _projected,
+            "conv1d.weight": _convolved,
+            "conv1d.bias": _convolved,
+        },
         wide_norm="norm",
         counts=("num_heads", "intermediate_size"),
         plain=("cuda_kernels_forward", "torch_forward"),
@@ -140,7 +152,7 @@ UNITS: dict[str, Unit] = {
         r"[rkv]_proj\.weight|[wvag]_lora\.lora\.2\..*|k_k|k_a|r_k|g_norm\..*", counts=_RWKV_COUNTS
     ),
     "fla.layers.stickbreaking_attn:StickBreakingAttention": _HEADS,
-    "fla.layers.wall_attn:WallAttention": _HEADS,
+    "fla.layers.wall_attn:WallAttention": _NORMED_HEADS,
     "fla.models.rwkv6.modeling_rwkv6:RWKV6FeedForward": Unit(r"key\.linear\.weight", r"value\.weight", counts=()),
     "fla.models.rwkv7.modeling_rwkv7:RWKV7FeedForward": Unit(r"key\.weight", r"value\.weight", counts=()),
 }

@@ -52,6 +52,22 @@ def test_a_mixer_that_is_no_unit_is_refused():
         check_units(small("bitnet"), 2, KEY)
 
 
+def test_a_mixer_outside_the_layers_is_refused():
+    """YOCO's cross decoder is a list of its own."""
+    with pytest.raises(ConfigError, match="YOCOCrossAttention, the 'attn' of family 'yoco', cannot be split by heads"):
+        check_units(small("yoco"), 2, KEY, mixers_only=True)
+
+
+@pytest.mark.parametrize("family, option", [("gated_deltaproduct", "num_householder"), ("mamba2", "n_groups")])
+def test_parameters_that_pack_more_than_heads_are_refused(family, option):
+    with pytest.raises(ConfigError, match=f"with {option} = 2 cannot be split by heads"):
+        check_units(small(family, **{option: 2}), 2, KEY)
+
+
+def test_what_weighs_residuals_may_stay_whole():
+    check_units(small("gla", attnres_block_size=1), 2, KEY)
+
+
 def test_only_families_of_fla_are_made_of_units():
     assert made_of_units(small("gla"))
     assert not made_of_units(small("llama"))
