@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from flame.ops.chunks import CHUNK, Chunks, chunks_of
 from flame.ops.decay import SPAN, channel_scores, cumulative, decay_mask, largest, scaled
 from flame.ops.rows import exact, uncompiled
+from flame.ops.states import documents_of, state_like
 
 
 @uncompiled
@@ -52,7 +53,7 @@ def delta_rule(
     """
     with exact(v):
         layout = chunks_of(v, cu_seqlens, chunk_size(v))
-        state = first_state(layout, k, v, initial_state)
+        state = state_like(initial_state, layout.documents, k, v)
         q, k, v, erase = (layout.split(x.to(v.dtype)) for x in (q, k, v, erase))
         chunk = _decayed(q, k, erase, None if g is None else cumulative(layout.split(g)), erase_first)
         inverse = unit_lower_inverse(chunk.overlaps.to(precision(v))).to(v.dtype)
@@ -122,13 +123,6 @@ def moderate(g: Tensor) -> bool:
 def shifted(x: Tensor, first: float = 0.0) -> Tensor:
     """``x`` [..., C, D] one row down, with ``first`` above: what was known before each token."""
     return pad(x[..., :-1, :], (0, 0, 1, 0), value=first)
-
-
-def first_state(layout: Chunks, k: Tensor, v: Tensor, initial_state: Tensor | None) -> Tensor:
-    """``initial_state``, or zeros [N, H, K, V], in the precision of states."""
-    if initial_state is not None:
-        return initial_state.to(precision(v))
-    return v.new_zeros((layout.documents, v.shape[2], k.shape[-1], v.shape[-1]), dtype=precision(v))
 
 
 def walk_states(
@@ -211,7 +205,7 @@ def delta_rule_by_token(
     for index, (row, part) in enumerate(documents_of(v, cu_seqlens)):
         state = v.new_zeros(v.shape[2], k.shape[-1], v.shape[-1]) if initial_state is None else initial_state[index]
         tokens = []
-        for t in range(v.shape[1])[part]:
+        for t in part:
             decayed = state if g is None else state * g[row, t].exp().unsqueeze(-1)
             read = torch.einsum("hk,hkv->hv", erase[row, t], state if erase_first else decayed)
             state = decayed + torch.einsum("hk,hv->hkv", k[row, t], v[row, t] - read)
@@ -219,11 +213,3 @@ def delta_rule_by_token(
         outputs += tokens
         states.append(state)
     return torch.stack(outputs).view_as(v), torch.stack(states)
-
-
-def documents_of(x: Tensor, cu_seqlens: Tensor | None) -> list[tuple[int, slice]]:
-    """The row and the tokens of every document of ``x`` [B, T, ...]."""
-    if cu_seqlens is None:
-        return [(row, slice(0, x.shape[1])) for row in range(len(x))]
-    borders = cu_seqlens.tolist()
-    return [(0, slice(start, end)) for start, end in zip(borders[:-1], borders[1:], strict=True)]

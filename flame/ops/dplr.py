@@ -16,9 +16,7 @@ from flame.ops.chunks import chunks_of
 from flame.ops.decay import before, channel_scores, cumulative
 from flame.ops.delta import (
     chunk_size,
-    documents_of,
     exponential,
-    first_state,
     moderate,
     precision,
     shifted,
@@ -27,6 +25,7 @@ from flame.ops.delta import (
 )
 from flame.ops.delta_inputs import refuse_context
 from flame.ops.rows import exact, uncompiled
+from flame.ops.states import documents_of, state_like
 
 
 @uncompiled
@@ -57,7 +56,7 @@ def dplr(
     """
     with exact(v):
         layout = chunks_of(v, cu_seqlens, chunk_size(v))
-        state = first_state(layout, k, v, initial_state)
+        state = state_like(initial_state, layout.documents, k, v)
         q, k, v, a, b = (layout.split(x.to(v.dtype)) for x in (q, k, v, a, b))
         chunk = _decayed(q, k, a, b, None if g is None else cumulative(layout.split(g)))
         inverse = unit_lower_inverse(-chunk.ab.to(precision(v))).to(v.dtype)
@@ -117,7 +116,7 @@ def dplr_by_token(
     outputs, states = [], []
     for index, (row, part) in enumerate(documents_of(v, cu_seqlens)):
         state = v.new_zeros(v.shape[2], k.shape[-1], v.shape[-1]) if initial_state is None else initial_state[index]
-        for t in range(v.shape[1])[part]:
+        for t in part:
             read = torch.einsum("hk,hkv->hv", a[row, t], state)
             decayed = state if g is None else state * g[row, t].exp().unsqueeze(-1)
             state = decayed + b[row, t].unsqueeze(-1) * read.unsqueeze(-2)

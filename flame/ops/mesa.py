@@ -16,9 +16,10 @@ from torch import Tensor
 
 from flame.ops.chunks import chunks_of
 from flame.ops.decay import cumulative, decay_mask
-from flame.ops.delta import chunk_size, documents_of, precision
+from flame.ops.delta import chunk_size, precision
 from flame.ops.delta_inputs import unit_length
 from flame.ops.rows import exact, uncompiled
+from flame.ops.states import documents_of
 
 TINY = 1e-5
 """Added to the denominators, as fla does: a solved system stays where it is."""
@@ -146,7 +147,7 @@ def mesa_by_token(
             v.new_zeros(v.shape[2], k.shape[-1], n) if x is None else x[index]
             for x, n in zip(states, (k.shape[-1], v.shape[-1]), strict=True)
         )
-        for t in range(v.shape[1])[part]:
+        for t in part:
             decay, key = g[row, t].exp()[:, None, None], (k[row, t] * beta[row, t].unsqueeze(-1)).unsqueeze(-1)
             seen = decay * seen + key * k[row, t].unsqueeze(-2)
             state = decay * state + key * v[row, t].unsqueeze(-2)

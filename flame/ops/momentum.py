@@ -14,9 +14,10 @@ from torch import Tensor
 
 from flame.ops.chunks import Chunks, chunks_of
 from flame.ops.decay import cumulative, decay_mask
-from flame.ops.delta import by_steps, chunk_size, documents_of, precision, shifted, unit_lower_inverse
+from flame.ops.delta import by_steps, chunk_size, precision, shifted, unit_lower_inverse
 from flame.ops.delta_inputs import unit_length
 from flame.ops.rows import exact, uncompiled
+from flame.ops.states import documents_of
 
 
 @uncompiled
@@ -131,7 +132,7 @@ def momentum_rule_by_token(
     for index, (row, part) in enumerate(documents_of(v, cu_seqlens)):
         state = v.new_zeros(v.shape[2], 2 * k.shape[-1], v.shape[-1]) if initial_state is None else initial_state[index]
         weights, velocity = state.chunk(2, -2)
-        for t in range(v.shape[1])[part]:
+        for t in part:
             error = v[row, t] - torch.einsum("hk,hkv->hv", p[row, t], weights)
             velocity = mu[row, t] * velocity + torch.einsum("hk,hv->hkv", k[row, t], error)
             weights = alpha[row, t] * weights + beta[row, t] * velocity

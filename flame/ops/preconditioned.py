@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flame.ops.chunks import chunks_of
 from flame.ops.decay import cumulative, decay_mask
-from flame.ops.delta import chunk_size, documents_of, precision
+from flame.ops.delta import chunk_size, precision
 from flame.ops.delta_inputs import (
     forget_gate,
     refuse_context,
@@ -24,6 +24,7 @@ from flame.ops.delta_inputs import (
     unit_length,
 )
 from flame.ops.rows import exact, uncompiled
+from flame.ops.states import documents_of
 
 LOG_SCALE = -0.2
 
@@ -58,7 +59,7 @@ def second_moments_by_token(
     moments, states = [], []
     for index, (row, part) in enumerate(documents_of(k, cu_seqlens)):
         state = k.new_zeros(k.shape[2:]) if initial_state is None else initial_state[index]
-        for t in range(k.shape[1])[part]:
+        for t in part:
             state = g[row, t].exp().unsqueeze(-1) * state + beta[row, t].unsqueeze(-1) * k[row, t].square()
             moments.append(state)
         states.append(state)
