@@ -17,9 +17,9 @@ def test_json_lists_what_can_be_trained(capsys: pytest.CaptureFixture[str]) -> N
         "trains_here": True,
         "note": "",
     }
-    assert found["gla"]["origin"] == "fla"
-    assert found["gla"]["trains_here"] is torch.accelerator.is_available()
-    assert bool(found["gla"]["note"]) is not found["gla"]["trains_here"]
+    assert (found["gla"]["origin"], found["gla"]["trains_here"]) == ("fla", True)
+    assert found["mamba3"]["trains_here"] is torch.accelerator.is_available()
+    assert found["mamba3"]["trains_here"] or found["mamba3"]["note"].startswith("needs a GPU: its kernels")
     assert len(found) > 150
 
 

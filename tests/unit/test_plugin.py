@@ -71,9 +71,15 @@ def test_a_folder_may_be_the_family_itself(tmp_path: Path, custom_models: Path) 
     assert load_plugin("made_alone", str(package)).origin == "folder"
 
 
-def test_families_of_fla_need_triton_and_take_borders() -> None:
+def test_families_of_fla_run_anywhere_and_take_borders() -> None:
     found = load_plugin("gla")
-    assert (found.origin, found.needs_triton, found.documents) == ("fla", True, "cu_seqlens")
+    assert (found.origin, found.needs_triton, found.documents) == ("fla", "", "cu_seqlens")
+    assert "CUDA" in load_plugin("mamba3").needs_triton
+
+
+def test_a_family_whose_cache_is_not_exact_generates_without() -> None:
+    assert load_plugin("gla").decodes_with_cache
+    assert not load_plugin("stickbreaking_attn").decodes_with_cache
 
 
 def test_a_broken_family_reports_its_own_error(custom_models: Path, tmp_path: Path) -> None:
