@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
@@ -41,8 +42,10 @@ def install() -> None:
         raise ConfigError(f"{REQUEST}='{choice}' is neither 'auto' nor 'torch'")
     if _originals:
         return
-    importlib.import_module("fla.models")
-    importlib.import_module("fla.layers")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Triton is not supported on current platform")  # we stand in for it
+        importlib.import_module("fla.models")
+        importlib.import_module("fla.layers")
     device = torch.accelerator.current_accelerator()
     always = choice == "torch" or device is None or device.type not in _TRITON_DEVICES
     originals = {theirs: resolve(theirs) for theirs in ENTRY_POINTS}
