@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 
 from flame.ops.chunks import CHUNK, Chunks, chunks_of
 from flame.ops.decay import SPAN, channel_scores, cumulative, decay_mask, largest, scaled
+from flame.ops.precision import precision
 from flame.ops.rows import exact, uncompiled
 from flame.ops.states import documents_of, state_like
 
@@ -103,11 +104,6 @@ def _decayed(q: Tensor, k: Tensor, erase: Tensor, g: Tensor | None, erase_first:
 def chunk_size(x: Tensor) -> int:
     """Tokens per chunk: a core computes less with small chunks, a GPU waits less with large ones."""
     return CHUNK // 2 if x.device.type == "cpu" else CHUNK
-
-
-def precision(x: Tensor) -> torch.dtype:
-    """The dtype of states and inverses."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def exponential(g: Tensor, dtype: torch.dtype) -> Tensor:

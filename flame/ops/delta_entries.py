@@ -19,9 +19,9 @@ from flame.ops.delta_inputs import (
     run_by_channel,
     share_heads,
     unit_length,
-    value_first,
     write_strength,
 )
+from flame.ops.states import check_options, layout_asked
 
 
 def chunk_delta_rule(
@@ -42,6 +42,7 @@ def chunk_delta_rule(
     Raises:
         ValueError: borders, heads or states that do not fit.
     """
+    check_options(kwargs)
     return fused_recurrent_delta_rule(
         q, k, v, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel, cu_seqlens
     )
@@ -92,13 +93,14 @@ def chunk_gated_delta_rule(
         ValueError: borders, heads or states that do not fit; ``cp_context``; ``allow_neg_eigval`` without the sigmoid;
             ``use_gate_in_kernel`` without ``A_log``.
     """
+    check_options(kwargs, "A_log", "dt_bias", "use_gate_in_kernel", "transpose_state_layout")
     refuse_context(cp_context)
     gate = {name: kwargs.get(name) for name in ("A_log", "dt_bias")}
     return fused_recurrent_gated_delta_rule(
         q, k, v, g, beta=beta, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
         use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel, use_gate_in_kernel=kwargs.get("use_gate_in_kernel", False),
         use_beta_sigmoid_in_kernel=use_beta_sigmoid_in_kernel, allow_neg_eigval=allow_neg_eigval,
-        state_v_first=value_first(state_v_first, kwargs), cu_seqlens=cu_seqlens, **gate,
+        state_v_first=layout_asked(state_v_first, kwargs), cu_seqlens=cu_seqlens, **gate,
     )  # fmt: skip
 
 
@@ -127,6 +129,7 @@ def fused_recurrent_gated_delta_rule(
 
     ``g`` may be None; ``beta`` may be [B, T, HV, V], or None for ones.
     """
+    check_options(kwargs, "transpose_state_layout")
     if use_qk_l2norm_in_kernel:
         q, k = unit_length(q), unit_length(k)
     if use_gate_in_kernel:
@@ -141,7 +144,7 @@ def fused_recurrent_gated_delta_rule(
     if gk is not None:
         g = gk if g is None else g + gk
     layout = {"scale": scale, "initial_state": initial_state, "output_final_state": output_final_state,
-              "cu_seqlens": cu_seqlens, "state_v_first": value_first(state_v_first, kwargs)}  # fmt: skip
+              "cu_seqlens": cu_seqlens, "state_v_first": layout_asked(state_v_first, kwargs)}  # fmt: skip
     if gv is None and beta.shape[-1] == 1:
         return run(q, k, v * beta, share_heads(k, v.shape[2]) * beta, g, **layout)
     return run_by_channel(q, k, v, beta, g, gv, k, **layout)

@@ -73,11 +73,6 @@ def refuse_states(return_intermediate_states: bool) -> None:
         raise ValueError("return_intermediate_states needs fla's Triton kernels; pass output_final_state=True instead")
 
 
-def value_first(state_v_first: bool, options: dict) -> bool:
-    """``state_v_first``, or its former name ``transpose_state_layout`` among ``options``."""
-    return bool(options.get("transpose_state_layout", state_v_first))
-
-
 def run(
     q: Tensor,
     k: Tensor,

@@ -18,12 +18,12 @@ from flame.ops.delta import (
     chunk_size,
     exponential,
     moderate,
-    precision,
     shifted,
     unit_lower_inverse,
     walk_states,
 )
 from flame.ops.delta_inputs import refuse_context
+from flame.ops.precision import precision
 from flame.ops.rows import exact, uncompiled
 from flame.ops.states import documents_of, state_like
 

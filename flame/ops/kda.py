@@ -17,9 +17,9 @@ from flame.ops.delta_inputs import (
     run_by_channel,
     share_heads,
     unit_length,
-    value_first,
     write_strength,
 )
+from flame.ops.states import check_options, layout_asked
 
 
 def chunk_kda(
@@ -55,12 +55,13 @@ def chunk_kda(
         ValueError: borders, heads or states that do not fit; ``cp_context``; ``return_intermediate_states``;
             ``allow_neg_eigval`` without the sigmoid; ``use_gate_in_kernel`` with neither ``A_log`` nor ``lower_bound``.
     """
+    check_options(kwargs, "A_log", "dt_bias", "transpose_state_layout")
     refuse_context(cp_context)
     refuse_states(return_intermediate_states)
     return fused_recurrent_kda(
         q, k, v, g, beta, kwargs.get("A_log"), kwargs.get("dt_bias"), scale, initial_state, output_final_state,
         use_qk_l2norm_in_kernel, use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, lower_bound,
-        value_first(state_v_first, kwargs), cu_seqlens,
+        layout_asked(state_v_first, kwargs), cu_seqlens,
     )  # fmt: skip
 
 
@@ -85,13 +86,14 @@ def fused_recurrent_kda(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """As ``chunk_kda``; ``beta`` may also be [B, T, HV, V]."""
+    check_options(kwargs, "transpose_state_layout")
     if use_qk_l2norm_in_kernel:
         q, k = unit_length(q), unit_length(k)
     if use_gate_in_kernel:
         g = forget_gate(g, A_log, dt_bias, lower_bound)
     beta = write_strength(beta, use_beta_sigmoid_in_kernel, allow_neg_eigval).to(v.dtype)
     layout = {"scale": scale, "initial_state": initial_state, "output_final_state": output_final_state,
-              "cu_seqlens": cu_seqlens, "state_v_first": value_first(state_v_first, kwargs)}  # fmt: skip
+              "cu_seqlens": cu_seqlens, "state_v_first": layout_asked(state_v_first, kwargs)}  # fmt: skip
     if beta.dim() == v.dim():
         return run_by_channel(q, k, v, beta, g, None, k, **layout)
     beta = beta.unsqueeze(-1)
@@ -142,11 +144,12 @@ def chunk_gdn2(
     Raises:
         ValueError: as ``chunk_kda``.
     """
+    check_options(kwargs, "A_log", "dt_bias", "transpose_state_layout")
     refuse_context(cp_context)
     refuse_states(return_intermediate_states)
     return fused_recurrent_gdn2(
         q, k, v, g, b, w, kwargs.get("A_log"), kwargs.get("dt_bias"), scale, initial_state, output_final_state,
-        use_qk_l2norm_in_kernel, use_gate_in_kernel, lower_bound, value_first(state_v_first, kwargs), cu_seqlens,
+        use_qk_l2norm_in_kernel, use_gate_in_kernel, lower_bound, layout_asked(state_v_first, kwargs), cu_seqlens,
     )  # fmt: skip
 
 
@@ -170,6 +173,7 @@ def fused_recurrent_gdn2(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """As ``chunk_gdn2``."""
+    check_options(kwargs, "transpose_state_layout")
     if use_qk_l2norm_in_kernel:
         q, k = unit_length(q), unit_length(k)
     if use_gate_in_kernel:
@@ -177,5 +181,5 @@ def fused_recurrent_gdn2(
     erase = share_heads(k, v.shape[2]) * b.to(k.dtype)
     return run(
         q, k, v * w.to(v.dtype), erase, g, scale=scale, initial_state=initial_state,
-        output_final_state=output_final_state, cu_seqlens=cu_seqlens, state_v_first=value_first(state_v_first, kwargs),
+        output_final_state=output_final_state, cu_seqlens=cu_seqlens, state_v_first=layout_asked(state_v_first, kwargs),
     )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flame.ops.gated_linear import gated_linear_attention
-from flame.ops.states import forward_only, value_first
+from flame.ops.states import check_options, forward_only, layout_asked, value_first
 
 
 def chunk_gla(
@@ -47,8 +47,9 @@ def fused_recurrent_gla(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """GLA with log decays per key (``gk``) or per value channel (``gv``)."""
+    check_options(kwargs, "transpose_state_layout")
     forward_only(reverse)
-    state_v_first = kwargs.get("transpose_state_layout", state_v_first)
+    state_v_first = layout_asked(state_v_first, kwargs)
     o, state = gated_linear_attention(
         q, k, v, gk, gv=gv, scale=scale, state=value_first(initial_state, state_v_first), cu_seqlens=cu_seqlens
     )
@@ -72,6 +73,7 @@ def chunk_simple_gla(
     """Linear attention with log decays ``g`` [B, T, H] per head, and constant ones ``g_gamma`` [H] (RetNet,
     Lightning).
     """
+    check_options(kwargs)
     heads = v.shape[2]
     if q.shape[2] != heads:  # grouped queries and keys
         q, k = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (q, k))
@@ -96,8 +98,9 @@ def fused_recurrent_simple_gla(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """As ``chunk_simple_gla``; ``reverse`` is refused."""
+    check_options(kwargs, "transpose_state_layout")
     forward_only(reverse)
-    state_v_first = kwargs.get("transpose_state_layout", state_v_first)
+    state_v_first = layout_asked(state_v_first, kwargs)
     return chunk_simple_gla(
         q, k, v, g, g_gamma, scale, initial_state, output_final_state, state_v_first, cu_seqlens=cu_seqlens
     )
@@ -156,6 +159,7 @@ def chunk_rwkv6(
     """RWKV6 (Peng et al., arXiv:2404.05892): the own token is read with weight ``u`` [H, K] before it enters the
     state.
     """
+    check_options(kwargs)
     o, state = gated_linear_attention(r, k, v, w, bonus=u, scale=scale, state=initial_state, cu_seqlens=cu_seqlens)
     return o, state if output_final_state else None
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flame.ops.gated_linear import gated_linear_attention
+from flame.ops.precision import precision
 from flame.ops.scan import elementwise_scan
 
 SEGMENT = 256
@@ -34,7 +35,7 @@ def selective_scan(
     Returns:
         [B, T, D] in the dtype of ``x`` and the final states [B, D, N] in float32 (float64 for float64).
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = precision(x)
     running = torch.zeros(x.shape[0], *a.shape, dtype=dtype, device=x.device) if state is None else state.to(dtype)
     outputs = []
     for start in range(0, x.shape[1], SEGMENT):

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from flame.ops.chunks import chunks_of
 from flame.ops.decay import cumulative, decay_mask
-from flame.ops.delta import chunk_size, precision
+from flame.ops.delta import chunk_size
 from flame.ops.delta_inputs import unit_length
+from flame.ops.precision import precision
 from flame.ops.rows import exact, uncompiled
 from flame.ops.states import documents_of
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from flame.ops.chunks import Chunks, chunks_of
 from flame.ops.decay import cumulative, decay_mask
-from flame.ops.delta import by_steps, chunk_size, precision, shifted, unit_lower_inverse
+from flame.ops.delta import by_steps, chunk_size, shifted, unit_lower_inverse
 from flame.ops.delta_inputs import unit_length
+from flame.ops.precision import precision
 from flame.ops.rows import exact, uncompiled
 from flame.ops.states import documents_of
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flame.ops.chunks import chunks_of
 from flame.ops.decay import cumulative, decay_mask
-from flame.ops.delta import chunk_size, precision
+from flame.ops.delta import chunk_size
 from flame.ops.delta_inputs import (
     forget_gate,
     refuse_context,
@@ -23,8 +23,9 @@ from flame.ops.delta_inputs import (
     share_heads,
     unit_length,
 )
+from flame.ops.precision import precision
 from flame.ops.rows import exact, uncompiled
-from flame.ops.states import documents_of
+from flame.ops.states import check_options, documents_of
 
 LOG_SCALE = -0.2
 
@@ -187,6 +188,7 @@ def chunk_precond_kda(
         ValueError: borders, heads or states that do not fit; ``cp_context``; ``return_intermediate_states``;
             ``use_gate_in_kernel`` with neither ``A_log`` (among ``kwargs``) nor ``lower_bound``.
     """
+    check_options(kwargs, "A_log", "dt_bias", "use_qk_l2norm_in_kernel")
     refuse_context(cp_context)
     refuse_states(return_intermediate_states)
     return fused_recurrent_precond_kda(
@@ -221,6 +223,7 @@ def fused_recurrent_precond_kda(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As ``chunk_precond_kda``, normalising only if asked; ``beta`` may be [B, T, HV, V]."""
+    check_options(kwargs)
     if use_qk_l2norm_in_kernel:
         q, k = unit_length(q), unit_length(k)
     if use_gate_in_kernel:

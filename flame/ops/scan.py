@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flame.ops.chunks import Chunks, chunks_of
+from flame.ops.precision import precision
 from flame.ops.states import documents_of
 from flame.ops.values import has_values
 
@@ -33,7 +34,7 @@ def elementwise_scan(
     Returns:
         [B, T, D] in the dtype of ``x`` and [N, D] in float32 (float64 for float64).
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = precision(x)
     chunks = chunks_of(x, cu_seqlens, SCAN_CHUNK)
     if state is None:
         state = torch.zeros(chunks.documents, x.shape[-1], dtype=dtype, device=x.device)
@@ -116,7 +117,7 @@ def elementwise_scan_by_token(
     x: Tensor, g: Tensor, state: Tensor | None = None, cu_seqlens: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The recurrence that ``elementwise_scan`` computes, one token at a time."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = precision(x)
     outputs, finals = [], []
     for index, (row, tokens) in enumerate(documents_of(x, cu_seqlens)):
         h = torch.zeros(x.shape[-1], dtype=dtype, device=x.device) if state is None else state[index].to(dtype)

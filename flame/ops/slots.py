@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flame.ops.chunks import chunks_of
 from flame.ops.gated_linear import gated_linear_attention
-from flame.ops.states import forward_only
+from flame.ops.states import check_options, forward_only
 
 States = tuple[Tensor | None, Tensor | None]
 
@@ -120,6 +120,7 @@ def chunk_gsa(
     **kwargs: Any,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """fla's entry point of ``slot_attention``; without ``g`` the slots are normalised as in ABC."""
+    check_options(kwargs)
     if g is None:
         s, g, _ = additive_gate(s, cu_seqlens=cu_seqlens)
         s = s.to(k.dtype)

@@ -3,7 +3,9 @@ import torch
 from fla.ops.gla.naive import naive_recurrent_gla
 from fla.ops.gsa.naive import naive_recurrent_gsa
 
+from flame.ops.delta_entries import chunk_gated_delta_rule
 from flame.ops.gated_linear import gated_linear_attention, gated_linear_attention_by_token
+from flame.ops.kda import chunk_kda
 from flame.ops.linear_entries import chunk_gla, chunk_simple_gla
 from flame.ops.slots import additive_gate, chunk_abc, chunk_gsa
 from flame.ops.states import documents_of
@@ -103,6 +105,13 @@ def test_borders_that_miss_tokens_are_refused():
     x = torch.randn(1, 10, 2, 4)
     with pytest.raises(ValueError, match=r"from 0 to 8 does not cover one row of 10 tokens"):
         gated_linear_attention(x, x, x, cu_seqlens=torch.tensor([0, 8]))
+
+
+@pytest.mark.parametrize("function", [chunk_simple_gla, chunk_gated_delta_rule, chunk_kda])
+def test_an_option_that_would_be_ignored_is_refused(function):
+    x = torch.randn(1, 4, 2, 4)
+    with pytest.raises(ValueError, match="head_first: no such option without Triton; leave it out"):
+        function(x, x, x, x, x[..., 0], head_first=True)
 
 
 def test_a_state_of_another_shape_is_refused():
