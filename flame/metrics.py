@@ -32,6 +32,8 @@ class Metrics(MetricsProcessor):
         if not sys.stdout.isatty():
             self.color = NoColor()
         self.history = History(Path(job_config.job.dump_folder) / "metrics.jsonl", writes=dist.get_rank() == 0)
+        self.work: list[float] = []
+        """Work of the micro-batches since the last report, relative to ``num_flops_per_token``."""
         self._started: tuple[int, float] | None = None  # (step, time) after this process's first step
 
     def log(
@@ -55,7 +57,8 @@ class Metrics(MetricsProcessor):
             "data_wait": sum(self.data_loading_times) / elapsed,
         }
         if not math.isnan(self.gpu_peak_flops):
-            figures["mfu"] = self.num_flops_per_token * tps / self.gpu_peak_flops
+            work = sum(self.work) / len(self.work) if self.work else 1.0
+            figures["mfu"] = work * self.num_flops_per_token * tps / self.gpu_peak_flops
         self.history.write({"step": step, **figures})
         self.logger.log(figures, step)
         self._print(step, figures)
@@ -77,6 +80,7 @@ class Metrics(MetricsProcessor):
 
     def _restart_clock(self) -> None:
         self.ntokens_since_last_log = 0
+        self.work.clear()
         self.data_loading_times.clear()
         self.time_last_log = time.perf_counter()
         self.device_memory_monitor.reset_peak_stats()

@@ -54,6 +54,14 @@ class ModelPlugin:
     decodes_with_cache: bool = True
     """Whether a cached pass computes what one over the whole sequence does; else generation runs without a cache."""
 
+    objective: str = "autoregressive"
+    """What the family is made to be trained on: ``autoregressive``, ``recurrent_depth`` or ``masked_diffusion``. Tasks
+    name the objectives they serve, and ``flame generate`` has a decoder for each."""
+
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    """What a job may not ask of the family, with the reason: ``tensor``, ``pipeline``, ``context`` or ``expert``
+    parallelism, ``varlen``, ``compile``."""
+
     origin: str = "custom_models"
     """Where the family was found; filled in by ``load_plugin``."""
 

@@ -26,7 +26,7 @@ from flame.parallel.layout import Layout
 from flame.parallel.passes import Passes, build_passes
 from flame.parallel.pipeline import Pipeline
 from flame.parallel.split import Anatomy
-from flame.plugin import ModelPlugin, load_task, modeling_files
+from flame.plugin import ModelPlugin, load_task, modeling_files, tasks
 from flame.tasks.base import Task
 from flame.tokenizer import load_tokenizer
 from flame.validate import Validator
@@ -71,8 +71,34 @@ def load_job(config: JobConfig) -> Job:
 
 def check_job(job: Job) -> None:
     """Tries the task on a scaled-down model; a family it cannot train right, or not in this layout, is refused here."""
+    _check_family(job)
     job.task.check(job.model_class, job.model_config, job.plugin.documents)
     check_layout(job.model_class, job.model_config, job.config, job.task)
+
+
+def _check_family(job: Job) -> None:
+    """Refuses what the family says it is not made for."""
+    plugin, config, layout = job.plugin, job.config, job.config.parallelism
+    if plugin.objective not in job.task.objectives:
+        suited = [name for name in tasks() if plugin.objective in load_task(name).objectives]  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"task.name = '{config.task.name}' does not train family '{plugin.model_type}', whose objective is "
+            f"{plugin.objective}; use {' or '.join(repr(name) for name in suited)}"
+        )
+    asked = {
+        "parallelism.tensor_parallel_degree": ("tensor", layout.tensor_parallel_degree > 1),
+        "parallelism.pipeline_parallel_degree": ("pipeline", layout.pipeline_parallel_degree > 1),
+        "parallelism.context_parallel_degree": ("context", layout.context_parallel_degree > 1),
+        "parallelism.expert_parallel_degree": ("expert", layout.expert_parallel_degree > 1),
+        "training.varlen": ("varlen", config.training.varlen),
+        "compile.enable": ("compile", config.compile.enable),
+    }
+    for key, (what, is_asked) in asked.items():
+        if is_asked and what in plugin.refuses:
+            remedy = "to false" if what in ("varlen", "compile") else "to 1"
+            raise ConfigError(
+                f"{key}: family '{plugin.model_type}' refuses it ({plugin.refuses[what]}); set it {remedy}"
+            )
 
 
 def check_sources(job: Job) -> None:

@@ -18,6 +18,7 @@ from flame.checkpoint.autoexport import AutoExport
 from flame.checkpoint.guard import Guard
 from flame.checkpoint.manager import CheckpointManager
 from flame.config import JobConfig
+from flame.data.batch import Batch, to_device
 from flame.losses import IGNORE_INDEX
 from flame.metrics import Metrics
 from flame.parallel.gradients import clip_gradients
@@ -26,10 +27,11 @@ from flame.parallel.passes import Passes
 from flame.parallel.preflight import Trial, preflight
 from flame.parallel.reduce import sum_over_data
 from flame.spec import Job, register, write_assets
+from flame.tasks.base import seeded
 
 log = logging.getLogger(__name__)
 
-Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+_SHARED_DRAWS = -1  # in the place of a row, for what all ranks draw alike
 
 
 class Trainer(TitanTrainer):
@@ -95,23 +97,27 @@ class Trainer(TitanTrainer):
         self._tighten_timeouts()
 
         if self.metrics_processor.should_log(self.step):
-            figures = {"lr": lr, "tokens": self.ntokens_seen, **self.job.task.report(loss, valid, counts)}
+            task = self.job.task
+            figures = {"lr": lr, "tokens": self.ntokens_seen, **task.report(loss, valid, counts), **task.observed()}
             if self.guard.skipped:
                 figures["skipped_steps"] = self.guard.skipped
             self.metrics_processor.log(self.step, loss, loss, grad_norm, extra_metrics=figures)
+            for alarm in task.examine({"loss": loss, **figures}):
+                log.warning("step %d: %s", self.step, alarm)
 
     def _prepared(self, data_iterator: Iterator[Batch]) -> list[Batch]:
-        """The step's micro-batches after ``Task.prepare``, which may change labels and so comes before the count.
-
-        The generator is the same for a resumed step and for any number of ranks: its seed is (seed, step, first row).
-        """
-        rows = self.job_config.training.local_batch_size
-        first = rows * self.gradient_accumulation_steps * self._data_rank()
+        """The step's micro-batches after ``Task.draw`` and ``Task.prepare``, which may change labels and so come before
+        the count. What they draw depends on (seed, step, micro-batch) and on (seed, step, row of the global batch)."""
+        rows, task = self.job_config.training.local_batch_size, self.job.task
+        seed, passes = self.job_config.debug.seed, self.gradient_accumulation_steps
         batches = []
-        for index in range(self.gradient_accumulation_steps):
+        for index in range(passes):
             inputs, labels = next(data_iterator)
-            seed = hash((self.job_config.debug.seed, self.step, first + index * rows)) % 2**63
-            batches.append(self.job.task.prepare(inputs, labels, torch.Generator().manual_seed(seed)))
+            drawn = task.draw(seeded(seed, self.step, _SHARED_DRAWS, index))
+            first = rows * (passes * self._data_rank() + index)
+            generators = (seeded(seed, self.step, first + row) for row in range(len(labels)))
+            batches.append(task.prepare_rows(({**inputs, **drawn}, labels), generators))
+            self.metrics_processor.work.append(task.work(batches[-1][0]))
         return batches
 
     def _count(self, batches: list[Batch]) -> dict[str, float]:
@@ -126,15 +132,14 @@ class Trainer(TitanTrainer):
     def _accumulate(self, batches: list[Batch], valid: float) -> torch.Tensor:
         """Runs forward and backward over the micro-batches; returns this rank's share of the mean loss."""
         total = torch.zeros((), device=self.device)
-        for inputs, labels in batches:
-            inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
-            labels = labels.to(self.device, non_blocking=True)
+        for batch in batches:
+            inputs, labels = to_device(batch, self.device)
             total += self.forward_backward_step(input_dict=inputs, labels=labels, global_valid_tokens=valid)
         self.passes.finish_gradients()
         return total
 
     def forward_backward_step(
-        self, *, input_dict: dict[str, torch.Tensor], labels: torch.Tensor, global_valid_tokens: Any
+        self, *, input_dict: dict[str, Any], labels: torch.Tensor, global_valid_tokens: Any
     ) -> torch.Tensor:
         """One micro-batch: the task's summed loss over the global number of scored labels, and its gradients."""
         return self.passes.train(input_dict, labels, max(float(global_valid_tokens), 1.0))

@@ -1,6 +1,8 @@
 """Validation during training: a held-out source, the same rows for every number of ranks, weighted by labels."""
 
-from collections.abc import Iterator
+import logging
+import zlib
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -11,13 +13,14 @@ from torchtitan.distributed import ParallelDims
 
 from flame import compat
 from flame.config import JobConfig
+from flame.data.batch import Batch, is_tensor, join_rows, rows_of, to_device
 from flame.losses import IGNORE_INDEX
 from flame.metrics import Metrics
 from flame.parallel.passes import Passes
 from flame.parallel.reduce import sum_over_data
-from flame.tasks.base import Task
+from flame.tasks.base import Task, seeded
 
-Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+log = logging.getLogger(__name__)
 
 
 class Validator(BaseValidator):
@@ -46,42 +49,57 @@ class Validator(BaseValidator):
 
     @torch.no_grad()
     def validate(self, model_parts: list[nn.Module], step: int) -> dict[str, float]:
-        """Reports the mean loss over all scored labels and what the task makes of it; returns these figures."""
+        """Reports the mean loss over all scored labels and what the task makes of it, for each of the task's variants;
+        returns these figures."""
         for part in model_parts:
             part.eval()
-        totals: dict[str, torch.Tensor] = {}
-        total_loss = torch.zeros((), dtype=torch.float64, device=compat.DEVICE_TYPE)
-        for inputs, labels in self._equal_batches():
-            inputs = {name: tensor.to(compat.DEVICE_TYPE) for name, tensor in inputs.items()}
-            labels = labels.to(compat.DEVICE_TYPE)
-            total_loss += self.passes.evaluate(inputs, labels).double()
-            for name, value in {"valid": (labels != IGNORE_INDEX).sum(), **self.task.counts(labels)}.items():
-                totals[name] = totals.get(name, 0) + value.double()
+        figures: dict[str, float] = {}
+        for name, extra in self.task.variants().items():
+            figures |= {f"{key}_{name}".rstrip("_"): value for key, value in self._figures(extra).items()}
         for part in model_parts:
             part.train()
+        others = {name: value for name, value in figures.items() if name != "loss"}
+        self.metrics.log_validation(figures["loss"], step, others)
+        for alarm in self.task.examine({f"val_{name}": value for name, value in figures.items()}):
+            log.warning("step %d: %s", step, alarm)
+        return figures
+
+    def _figures(self, extra: Mapping[str, Any]) -> dict[str, float]:
+        """The loss and the task's report over all batches, with some inputs added."""
+        totals: dict[str, torch.Tensor] = {}
+        total_loss = torch.zeros((), dtype=torch.float64, device=compat.DEVICE_TYPE)
+        for batch in self._equal_batches():
+            inputs, labels = to_device(batch, compat.DEVICE_TYPE)
+            total_loss += self.passes.evaluate({**inputs, **extra}, labels).double()
+            for name, value in {"valid": (labels != IGNORE_INDEX).sum(), **self.task.counts(labels)}.items():
+                totals[name] = totals.get(name, 0) + value.double()
         summed = sum_over_data(totals, self.parallel_dims)
         summed |= sum_over_data({"loss": total_loss}, self.parallel_dims, shares=True)
         loss, valid = summed.pop("loss"), summed.pop("valid")
-        figures = {"loss": loss / max(valid, 1.0)}
-        figures.update(self.task.report(figures["loss"], valid, summed))
-        self.metrics.log_validation(figures.pop("loss"), step, figures)
-        return {"loss": loss / max(valid, 1.0), **figures}
+        mean = loss / max(valid, 1.0)
+        return {"loss": mean, **self.task.report(mean, valid, summed)}
 
     def _equal_batches(self) -> Iterator[Batch]:
         """The rank's batches, as many on every rank: gathering weights is collective. Ranks that run out of documents
         first go on with batches in which no label counts. Read once, then kept: validation sets are small."""
         if self._batches is None:
-            self._batches = list(islice(self.loader, self._most_batches()))
+            self._batches = [self._prepared(batch) for batch in islice(self.loader, self._most_batches())]
             self.loader.close()
         most = int(
             sum_over_data({"count": torch.tensor(float(len(self._batches)))}, self.parallel_dims, "max")["count"]
         )
-        for inputs, labels in self._batches:
-            yield _filled(inputs, labels, self.job_config.validation.local_batch_size)
+        rows = self.job_config.validation.local_batch_size
+        for batch in self._batches:
+            yield _filled(batch, rows)
         for _ in range(most - len(self._batches)):
-            inputs, labels = self._batches[0] if self._batches else self._blank()
-            inputs, labels = _filled(inputs, labels, self.job_config.validation.local_batch_size)
+            inputs, labels = _filled(self._batches[0] if self._batches else self._blank(), rows)
             yield inputs, torch.full_like(labels, IGNORE_INDEX)
+
+    def _prepared(self, batch: Batch) -> Batch:
+        """The batch with what the task draws for it. Each row's seed is its text: the same noise in every validation,
+        whichever rank reads the row."""
+        texts = (zlib.crc32(row.numpy().tobytes()) for row in batch[0]["input_ids"])
+        return self.task.prepare_rows(batch, (seeded(self.job_config.debug.seed or 0, text) for text in texts))
 
     def _most_batches(self) -> int | None:
         """This rank's share of ``validation.steps`` global batches; None for all of the source."""
@@ -93,14 +111,15 @@ class Validator(BaseValidator):
     def _blank(self) -> Batch:
         rows = self.job_config.validation.local_batch_size  # as many as a pipeline's schedule is made for
         ids = torch.zeros(rows, self.job_config.training.seq_len, dtype=torch.long)
-        return {"input_ids": ids}, ids
+        return self._prepared(({"input_ids": ids}, ids))
 
 
-def _filled(inputs: dict[str, torch.Tensor], labels: torch.Tensor, rows: int) -> Batch:
+def _filled(batch: Batch, rows: int) -> Batch:
     """The last batch of a source with copies of its first row, not scored, in place of rows it lacks: the schedule of a
     pipeline takes batches of one size."""
-    missing = rows - len(labels)
+    missing = rows - len(batch[1])
     if missing <= 0:
-        return inputs, labels
-    inputs = {name: torch.cat([value, value[:1].repeat(missing, 1)]) for name, value in inputs.items()}
-    return inputs, torch.cat([labels, torch.full_like(labels[:1], IGNORE_INDEX).repeat(missing, 1)])
+        return batch
+    inputs, labels = rows_of(batch, slice(0, 1))
+    copies = {name: value.repeat(missing, 1) if is_tensor(value) else value for name, value in inputs.items()}
+    return join_rows([batch, (copies, torch.full_like(labels, IGNORE_INDEX).repeat(missing, 1))])

@@ -6,7 +6,8 @@ from itertools import islice
 
 import torch
 
-from flame.data.loader import Batch, Loader
+from flame.data.batch import Batch
+from flame.data.loader import Loader
 
 
 def fingerprints(loaders: Sequence[Loader], micro_batches: int) -> Iterator[str]:

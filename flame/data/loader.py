@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torchtitan.components.dataloader import BaseDataLoader
 
+from flame.data.batch import Batch
 from flame.data.encoder import Encoder
 from flame.data.rows import Row, RowPlan
 from flame.data.sources import SourceConfig, open_source
 from flame.data.worker import Assignment, Message, messages
 from flame.data.worker_pool import WorkerPool
 from flame.errors import DataError
-
-Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 logger = logging.getLogger(__name__)
 

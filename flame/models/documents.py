@@ -1,12 +1,14 @@
 """Tells a model where packed documents begin, and proves that it listens."""
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel
 
 _LENGTH = 70
 
 
-def document_inputs(inputs: dict[str, torch.Tensor], documents: str) -> dict[str, torch.Tensor]:
+def document_inputs(inputs: dict[str, Any], documents: str) -> dict[str, Any]:
     """The keyword arguments of the forward pass for a packed batch.
 
     Args:

@@ -88,7 +88,9 @@ def check_split(model_class: type[PreTrainedModel], model_config: PreTrainedConf
         return
     # A fresh one: some families change their layers the first time they run.
     model = stir(plain_model(model_class, tried.config, seed=0).eval())
-    inputs, labels = task.sample(tried.config, 2, 96, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    inputs, labels = task.sample(tried.config, 2, 96, generator)
+    inputs, labels = task.prepare({**inputs, **task.draw(generator)}, labels, generator)
     whole = copy.deepcopy(model)
     loss = task.loss_sum(whole, inputs, labels)
     loss.backward()

@@ -19,14 +19,13 @@ from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import causal_mask_function
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from flame.data.batch import Inputs, is_tensor
 from flame.errors import ConfigError
 
 _numbers = count()
-
-Inputs = dict[str, torch.Tensor]
 
 
 class SplitSequence(Protocol):
@@ -86,7 +85,10 @@ class ContextParallel:
         """
         length = labels.shape[1]
         own = self.positions(length).to(labels.device)
-        here = {name: value[:, own] if value.shape[:2] == labels.shape[:2] else value for name, value in inputs.items()}
+        here: Inputs = {
+            name: value[:, own] if is_tensor(value) and value.shape[:2] == labels.shape[:2] else value
+            for name, value in inputs.items()
+        }
         here.setdefault("position_ids", own.unsqueeze(0).expand(len(labels), -1))
         # Positions that jump would be taken for packed documents if there were no mask.
         here["attention_mask"] = torch.ones_like(here["position_ids"])
@@ -107,7 +109,8 @@ class ContextParallel:
     def mask(
         self, q_length: int, mask_function: Any, device: Any = None, config: Any = None, dtype: Any = None, **_: Any
     ) -> torch.Tensor | None:
-        """What transformers calls for an attention mask; None stands for a causal one over whole sequences.
+        """What transformers calls for an attention mask; None stands for one over whole sequences, causal if the layer
+        is.
 
         Args:
             q_length: positions on this rank.
@@ -118,7 +121,7 @@ class ContextParallel:
         """
         length = q_length * self.ranks
         documents = self._documents
-        if mask_function is causal_mask_function and documents is None:
+        if mask_function in (causal_mask_function, bidirectional_mask_function) and documents is None:
             return None
         rows = torch.arange(length) if self.exchanges_heads else self.positions(length)
         query, key = rows.to(device).view(1, 1, -1, 1), torch.arange(length, device=device).view(1, 1, 1, -1)
@@ -144,17 +147,19 @@ class ContextParallel:
         **options: Any,
     ) -> tuple[torch.Tensor, None]:
         """What attention layers call; returns [B, T / ranks, H, D]."""
-        options.pop("is_causal", None)
+        causal = options.pop("is_causal", None)
+        causal = getattr(module, "is_causal", True) if causal is None else causal
         if self.exchanges_heads:
-            return self._attend_by_heads(module, query, key, value, attention_mask, options), None
+            return self._attend_by_heads(module, query, key, value, attention_mask, options, causal), None
         key, value = self._gathered(key, value)
-        if attention_mask is not None:
-            return self._base_attention(module, query, key, value, attention_mask, options), None
+        if attention_mask is not None or not causal:
+            return self._base_attention(module, query, key, value, attention_mask, options, causal), None
         results = []
         for piece, start in zip(query.chunk(self.pieces, dim=2), self._starts(query.shape[2]), strict=True):
             end = start + piece.shape[2]
             mask = self._lower_right(piece.shape[2], end, query)
-            results.append(self._base_attention(module, piece, key[:, :, :end], value[:, :, :end], mask, options))
+            keys, values = key[:, :, :end], value[:, :, :end]
+            results.append(self._base_attention(module, piece, keys, values, mask, options, causal))
         return torch.cat(results, dim=1), None
 
     def _starts(self, held: int) -> list[int]:
@@ -177,11 +182,12 @@ class ContextParallel:
         value: torch.Tensor,
         mask: Any,
         options: dict[str, Any],
+        causal: bool,
     ) -> torch.Tensor:
-        """The family's attention over what it is given, [B, Q, H, D]."""
+        """The family's attention over what it is given, [B, Q, H, D]; ``causal`` where no mask says so."""
         if self._base == "sdpa":
             attention: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
-            options = {**options, "is_causal": mask is None}
+            options = {**options, "is_causal": causal and mask is None}
         else:
             attention = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
         return attention(module, query, key, value, mask, **options)[0]
@@ -205,6 +211,7 @@ class ContextParallel:
         value: torch.Tensor,
         mask: torch.Tensor | None,
         options: dict[str, Any],
+        causal: bool,
     ) -> torch.Tensor:
         heads = query.shape[1]
         if heads % self.ranks:
@@ -223,9 +230,9 @@ class ContextParallel:
         if sinks is not None:
             module._parameters["sinks"] = sinks.chunk(self.ranks)[self.rank]  # type: ignore[assignment]
         try:
-            if mask is None and self._base != "sdpa":
+            if mask is None and causal and self._base != "sdpa":
                 mask = self._lower_right(query.shape[2], query.shape[2], query)
-            result = self._base_attention(module, query, key, value, mask, options)  # [B, T, H / ranks, D]
+            result = self._base_attention(module, query, key, value, mask, options, causal)  # [B, T, H / ranks, D]
         finally:
             module.num_key_value_groups = groups  # type: ignore[assignment]
             if sinks is not None:

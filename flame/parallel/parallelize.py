@@ -13,7 +13,7 @@ from flame.config import JobConfig
 from flame.errors import ConfigError
 from flame.parallel.layout import Layout
 from flame.parallel.sharding import shard
-from flame.parallel.split import Placeholder, layer_stack
+from flame.parallel.split import Placeholder, layer_stacks
 from flame.parallel.tensor import apply_expert_parallel, apply_tensor_parallel
 
 log = logging.getLogger(__name__)
@@ -25,16 +25,19 @@ def parallelize(model: PreTrainedModel, parallel_dims: Layout, job_config: JobCo
     Raises:
         ConfigError: the model has no stack of layers, or the job compiles without a compiler.
     """
-    layers, experts = layer_stack(model), []
+    stacks, repeated = layer_stacks(model)
+    experts = []
     if parallel_dims.tp_enabled:
         apply_tensor_parallel(model, parallel_dims.get_mesh("tp"), expert_parallel=parallel_dims.ep_enabled)
     if parallel_dims.ep_enabled:
         experts = apply_expert_parallel(model, parallel_dims.get_mesh("ep"), parallel_dims.tensor_mesh)
-    if job_config.activation_checkpoint.mode != "none":
-        checkpoint_layers(layers, job_config)
-    if job_config.compile.enable:
-        compile_layers(layers, job_config.compile.backend)
-    shard(model, layers, experts, parallel_dims, job_config)
+    for layers in [*stacks, *repeated]:
+        if job_config.activation_checkpoint.mode != "none":
+            checkpoint_layers(layers, job_config)
+        if job_config.compile.enable:
+            compile_layers(layers, job_config.compile.backend)
+    # Layers that run several times in a pass are gathered once, with the root.
+    shard(model, [layer for layers in stacks for layer in layers], experts, parallel_dims, job_config)
     return model
 
 

@@ -8,8 +8,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from flame.config import JobConfig
+from flame.data.batch import Inputs
 from flame.models.families.units import made_of_units
-from flame.parallel.context import ContextParallel, Inputs, SplitSequence
+from flame.parallel.context import ContextParallel, SplitSequence
 from flame.parallel.layout import Layout
 from flame.parallel.parallelize import parallelize
 from flame.parallel.pipeline import Pipeline, pipeline

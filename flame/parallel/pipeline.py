@@ -12,8 +12,9 @@ from torchtitan.config import TORCH_DTYPE_MAP
 from transformers import PreTrainedModel
 
 from flame.config import JobConfig
+from flame.data.batch import Inputs
 from flame.errors import ConfigError
-from flame.parallel.context import Inputs, SplitSequence
+from flame.parallel.context import SplitSequence
 from flame.parallel.division import schedule_class, stage_layers, stages_of_rank
 from flame.parallel.layout import Layout
 from flame.parallel.split import Anatomy, cut

@@ -25,6 +25,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flame import compat
 from flame.config import JobConfig
+from flame.data.batch import Batch, rows_of, to_device
 from flame.errors import ConfigError
 from flame.models.build import build_model, plain_model
 from flame.models.config import shrink
@@ -48,8 +49,6 @@ TOLERANCE = 1e-4
 
 _LENGTH = 96  # at least so many positions: fla's layers run other kernels up to 64
 _PACKAGES = ("flame", "torch", "transformers", "flash-linear-attention")
-
-Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -102,13 +101,13 @@ def compare(trial: Trial) -> float:
     start = stir(plain_model(trial.model_class, small, seed=0).eval())
     reference: Any = copy.deepcopy(start)
     reference.to(device)
-    loss = trial.task.loss_sum(reference, {k: v.to(device) for k, v in inputs.items()}, labels.to(device)) / divisor
+    loss = trial.task.loss_sum(reference, *to_device((inputs, labels), device)) / divisor
     loss.backward()
     expected = {name: parameter.grad for name, parameter in reference.named_parameters()}
     try:
         passes = _laid_out(trial, start, config, found, device)
-        mine = _rows_of(trial.layout, inputs, labels, config.training.local_batch_size)
-        share = passes.train({k: v.to(device) for k, v in mine[0].items()}, mine[1].to(device), divisor)
+        mine = _rows_of(trial.layout, (inputs, labels), config.training.local_batch_size)
+        share = passes.train(*to_device(mine, device), divisor)
         passes.finish_gradients()
         total = sum_over_data({"loss": share}, trial.layout, shares=True)["loss"]
         differences = {"the loss": abs(total - loss.item()) / abs(loss.item())}
@@ -188,14 +187,13 @@ def _batch(trial: Trial, small: PreTrainedConfig, config: JobConfig) -> Batch:
         starts[:, 0] = True
         begin = torch.where(starts, torch.arange(length), 0).cummax(1).values
         inputs["position_ids"] = torch.arange(length) - begin
-    return trial.task.prepare(inputs, labels, generator)
+    return trial.task.prepare({**inputs, **trial.task.draw(generator)}, labels, generator)
 
 
-def _rows_of(layout: Layout, inputs: dict[str, torch.Tensor], labels: torch.Tensor, rows: int) -> Batch:
+def _rows_of(layout: Layout, batch: Batch, rows: int) -> Batch:
     """The rows of the batch that this rank reads."""
     rank = layout.get_mesh("batch").get_local_rank() if layout.dp_enabled else 0
-    own = slice(rank * rows, (rank + 1) * rows)
-    return {name: value[own] for name, value in inputs.items()}, labels[own]
+    return rows_of(batch, slice(rank * rows, (rank + 1) * rows))
 
 
 def _laid_out(

@@ -108,6 +108,27 @@ def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
     return layers
 
 
+def layer_stacks(model: PreTrainedModel) -> tuple[list[nn.ModuleList], list[nn.ModuleList]]:
+    """The model's lists of layers: those whose layers run once per pass, and those whose layers run several times.
+
+    A class that runs layers several times names their lists in ``_shared_blocks``; all its lists of unsplit modules
+    count then. Of any other class it is ``layer_stack`` alone.
+
+    Raises:
+        ConfigError: as ``layer_stack``.
+    """
+    shared = getattr(model, "_shared_blocks", ())
+    if not shared:
+        return [layer_stack(model)], []
+    unsplit = set(model._no_split_modules or [])
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and {type(layer).__name__ for layer in module} <= unsplit and len(module)
+    }
+    return [held for name, held in lists.items() if name not in shared], [lists[name] for name in shared]
+
+
 def layer_stack_name(model: PreTrainedModel) -> str:
     """The name of ``layer_stack(model)``."""
     unsplit = set(model._no_split_modules or [])

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from flame.parallel.context import Inputs, SplitSequence
+from flame.data.batch import Inputs
+from flame.parallel.context import SplitSequence
 from flame.parallel.split import Inlet, Outlet, layer_stack_name
 
 
@@ -41,7 +42,7 @@ class Stage:
         self._carried: torch.Tensor | None = None
 
     def __call__(
-        self, carried: torch.Tensor, labels: torch.Tensor, documents: torch.Tensor | None = None, **inputs: torch.Tensor
+        self, carried: torch.Tensor, labels: torch.Tensor, documents: torch.Tensor | None = None, **inputs: Any
     ) -> torch.Tensor:
         if self.context is not None:
             self.context.enter(documents)

@@ -13,8 +13,8 @@ from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
+from flame.data.batch import Inputs, is_tensor
 from flame.models.families.units import units_of
-from flame.parallel.context import Inputs
 from flame.parallel.units import share_unit
 
 
@@ -44,7 +44,10 @@ class UnitContext:
         """
         length = labels.shape[1]
         own = torch.arange(length, device=labels.device).chunk(self.size)[self.rank]
-        here = {name: value[:, own] if value.shape[:2] == labels.shape[:2] else value for name, value in inputs.items()}
+        here: Inputs = {
+            name: value[:, own] if is_tensor(value) and value.shape[:2] == labels.shape[:2] else value
+            for name, value in inputs.items()
+        }
         if "position_ids" in inputs:
             here["documents"] = (inputs["position_ids"] == 0).cumsum(1)  # [B, T], of all ranks
         return here, labels[:, own]

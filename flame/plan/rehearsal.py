@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, masking_utils
 
 import flame.models.head
 from flame import compat
+from flame.data.batch import Batch, is_tensor, to_device
 from flame.errors import ConfigError
 from flame.models.build import build_model
 from flame.parallel.context import ContextParallel
@@ -195,7 +196,7 @@ def _estimated(plan: RankPlan, job: Job, layout: Layout, passes: Passes) -> Rank
     return plan
 
 
-def _batch(job: Job, fake: FakeTensorMode) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def _batch(job: Job, fake: FakeTensorMode) -> Batch:
     """A micro-batch as the loader would give it."""
     training = job.config.training
     with unset_fake_temporarily():
@@ -204,11 +205,9 @@ def _batch(job: Job, fake: FakeTensorMode) -> tuple[dict[str, torch.Tensor], tor
         if training.varlen and job.config.parallelism.context_parallel_degree > 1:
             # Elsewhere transformers would look for the documents' borders, of which no memory depends.
             inputs["position_ids"] = torch.arange(training.seq_len).expand(training.local_batch_size, -1)
-        inputs, labels = job.task.prepare(inputs, labels, generator)
-    device = torch.device(compat.DEVICE_TYPE)
-    return {name: fake.from_tensor(value).to(device) for name, value in inputs.items()}, fake.from_tensor(labels).to(
-        device
-    )
+        inputs, labels = job.task.prepare({**inputs, **job.task.draw(generator)}, labels, generator)
+    faked = {name: fake.from_tensor(value) if is_tensor(value) else value for name, value in inputs.items()}
+    return to_device((faked, fake.from_tensor(labels)), torch.device(compat.DEVICE_TYPE))
 
 
 def _reason(run: Callable[[], Any]) -> str:

@@ -1,6 +1,6 @@
 """The contract of a task: what a batch is, what the loss is, what is reported."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn as nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from flame.config import JobConfig, TaskOptions
+from flame.data.batch import Batch, Inputs, join_rows, rows_of
 from flame.losses import IGNORE_INDEX
 
 
@@ -22,6 +23,8 @@ class Task:
     Options: ClassVar[type[TaskOptions]] = TaskOptions
     head: ClassVar[str] = "causal_lm"
     """The head of the model family that this task trains."""
+    objectives: ClassVar[tuple[str, ...]] = ("autoregressive",)
+    """The objectives of families (``ModelPlugin.objective``) that this task trains."""
 
     def __init__(self, options: TaskOptions, tokenizer: PreTrainedTokenizerFast, config: JobConfig) -> None:
         self.options = options
@@ -35,24 +38,54 @@ class Task:
     def check(self, model_class: type[nn.Module], config: PreTrainedConfig, documents: str) -> None:
         """Looks at a scaled-down model before training; raises ``ConfigError`` where the task cannot be right."""
 
-    def prepare(
-        self, inputs: dict[str, torch.Tensor], labels: torch.Tensor, generator: torch.Generator
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Draws what the step needs (noise, depth) on the CPU, before labels are counted.
+    def draw(self, generator: torch.Generator) -> dict[str, Any]:
+        """Draws what all ranks must agree on for a micro-batch (a depth, a length): plain values, not tensors.
 
-        ``generator`` is seeded by (seed, step, first row): the same for a resumed step and for any number of ranks.
+        They join the inputs before ``prepare``. ``generator`` is seeded by (seed, step, micro-batch): equal on every
+        rank, and for a resumed step. Validation draws nothing: its inputs are the loader's and those of ``variants``.
+        """
+        return {}
+
+    def prepare(self, inputs: Inputs, labels: torch.Tensor, generator: torch.Generator) -> Batch:
+        """Draws what rows need (noise) on the CPU, before labels are counted; tensors it adds are [B, T].
+
+        The trainer calls it row by row, with a generator seeded by (seed, step, row of the global batch): the same for
+        a resumed step and for any number of ranks.
         """
         return inputs, labels
 
-    def loss(self, outputs: Any, labels: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def prepare_rows(self, batch: Batch, generators: Iterable[torch.Generator]) -> Batch:
+        """Prepares each row of a batch by a generator of its own."""
+        rows = [
+            self.prepare(*rows_of(batch, slice(row, row + 1)), generator) for row, generator in enumerate(generators)
+        ]
+        return join_rows(rows)
+
+    def variants(self) -> Mapping[str, Mapping[str, Any]]:
+        """What validation runs: inputs to add, by the name its figures get (``val_loss_<name>``; "" is plain)."""
+        return {"": {}}
+
+    def work(self, inputs: Inputs) -> float:
+        """Training FLOPs of a micro-batch relative to what is counted for the family, where passes differ in depth."""
+        return 1.0
+
+    def observed(self) -> dict[str, float]:
+        """Figures of this rank's last micro-batch, to be shown with the next report."""
+        return {}
+
+    def examine(self, figures: Mapping[str, float]) -> list[str]:
+        """Warnings, one line each, about a report of training or validation."""
+        return []
+
+    def loss(self, outputs: Any, labels: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
         """The summed loss of a forward pass, a float32 scalar."""
         raise NotImplementedError
 
-    def model_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def model_inputs(self, inputs: Inputs) -> Inputs:
         """The keyword arguments of the forward pass, from what the loader gives; every pipeline stage asks."""
         return inputs
 
-    def loss_sum(self, model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    def loss_sum(self, model: Any, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
         """Runs the model and returns the summed loss; a task may fuse the two.
 
         Args:
@@ -63,9 +96,7 @@ class Task:
         """
         return self.loss(model(**self.model_inputs(inputs)), labels, inputs)
 
-    def sample(
-        self, config: PreTrainedConfig, rows: int, length: int, generator: torch.Generator
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def sample(self, config: PreTrainedConfig, rows: int, length: int, generator: torch.Generator) -> Batch:
         """A random batch as the loader would give it, to try a small model with; some labels are not scored."""
         ids = torch.randint(3, config.get_text_config().vocab_size, (rows, length + 1), generator=generator)
         labels = ids[:, 1:].masked_fill(torch.rand(rows, length, generator=generator) < 0.2, IGNORE_INDEX)
@@ -78,6 +109,11 @@ class Task:
     def report(self, loss: float, valid: float, counts: Mapping[str, float]) -> dict[str, float]:
         """The figures to show, from the mean loss, the number of scored labels and the summed ``counts``."""
         return {}
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A generator on the CPU whose seed is a hash of some integers, the same in every process."""
+    return torch.Generator().manual_seed(hash(numbers) % 2**63)
 
 
 def scored(labels: torch.Tensor) -> torch.Tensor:

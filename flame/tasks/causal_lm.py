@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from flame.config import JobConfig, TaskOptions
 from flame.data import TextEncoder
+from flame.data.batch import Inputs
 from flame.errors import ConfigError
 from flame.losses import cross_entropy_sum
 from flame.models.documents import document_inputs, documents_are_isolated
@@ -109,13 +110,13 @@ class CausalLM(Task):
                 "'on'; set them to false and 'auto'"
             )
 
-    def loss(self, outputs: Any, labels: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def loss(self, outputs: Any, labels: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
         return cross_entropy_sum(outputs.logits, labels.view(outputs.logits.shape[:-1]))
 
-    def model_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def model_inputs(self, inputs: Inputs) -> Inputs:
         return document_inputs(inputs, self.documents)
 
-    def loss_sum(self, model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    def loss_sum(self, model: Any, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
         if self.loss_in_head:
             return loss_in_head(model, self.model_inputs(inputs), labels)
         return super().loss_sum(model, inputs, labels)

@@ -8,6 +8,7 @@ import torch
 from flame.config import JobConfig
 from flame.parallel.layout import Layout
 from flame.parallel.passes import Passes
+from flame.tasks.base import Task
 from flame.validate import Validator
 
 ROWS = 7
@@ -21,8 +22,11 @@ class CountingModel(torch.nn.Module):
         self.modes: list[bool] = []
 
 
-class RowTask:
+class RowTask(Task):
     """The loss of a scored label is its own value."""
+
+    def __init__(self) -> None:
+        """Needs no job."""
 
     def loss_sum(self, model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         assert not torch.is_grad_enabled()
