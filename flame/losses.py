@@ -60,6 +60,7 @@ def linear_cross_entropy_sum(
     chunk_rows: int = 0,
     *,
     vocabulary: Vocabulary | None = None,
+    soft_cap: float = 0.0,
 ) -> torch.Tensor:
     """``cross_entropy_sum(hidden @ weight.T + bias, labels)`` without ever holding all logits.
 
@@ -75,6 +76,7 @@ def linear_cross_entropy_sum(
         vocabulary: given where ``weight`` and ``bias`` hold only some rows of the vocabulary. Every rank of its group
             then calls with the same ``hidden``, ``labels`` and ``chunk_rows`` and has the whole loss and the whole
             gradient of ``hidden``; the gradients of ``weight`` and ``bias`` are those of its own rows.
+        soft_cap: the loss is that of ``capped_logits``, computed in float32.
 
     Returns:
         A float32 scalar.
@@ -91,7 +93,7 @@ def linear_cross_entropy_sum(
         # No rank would find such a label among its rows. Does not wait for the device.
         torch._assert_async(known.all(), "a label is outside the vocabulary")  # type: ignore[attr-defined]
     return _ChunkedLinearCrossEntropy.apply(
-        rows, weight, bias, targets, chunk_rows, vocabulary, torch.is_grad_enabled()
+        rows, weight, bias, targets, chunk_rows, vocabulary, soft_cap, torch.is_grad_enabled()
     )
 
 
@@ -105,6 +107,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,  # [N]
         chunk_rows: int,
         vocabulary: Vocabulary | None,
+        soft_cap: float,
         grad_enabled: bool,  # needs_input_grad does not know of no_grad()
     ) -> torch.Tensor:
         need_hidden, need_weight, need_bias = (needed and grad_enabled for needed in ctx.needs_input_grad[:3])
@@ -122,9 +125,9 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
                 logits += bias
             if vocabulary is None:
                 for block in _blocks(logits):
-                    loss += _softmax_block(logits[block], target[block], need_grad)
+                    loss += _softmax_block(logits[block], target[block], need_grad, soft_cap)
             else:
-                loss += _shared_softmax(logits, target, need_grad, vocabulary)
+                loss += _shared_softmax(logits, target, need_grad, vocabulary, soft_cap)
             grad = logits  # by now
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[start : start + chunk_rows])
@@ -151,10 +154,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             grad_hidden * scale.to(grad_hidden.dtype) if grad_hidden is not None else None,
             (grad_weight * scale).to(ctx.weight_dtype) if grad_weight is not None else None,
             (grad_bias * scale).to(ctx.weight_dtype) if grad_bias is not None else None,
-            None,
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
 
 
@@ -165,22 +165,33 @@ def _blocks(logits: torch.Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(logits), size)]
 
 
-def _softmax_block(logits: torch.Tensor, target: torch.Tensor, need_grad: bool) -> torch.Tensor:
+def _softmax_block(logits: torch.Tensor, target: torch.Tensor, need_grad: bool, soft_cap: float) -> torch.Tensor:
     """Returns the summed loss of some rows; ``logits`` [R, V] become its gradient, softmax - one_hot(target)."""
     scored = target != IGNORE_INDEX
     index = target.clamp(min=0).unsqueeze(1)  # [R, 1]
-    log_probs = torch.log_softmax(logits.float(), dim=1)
+    values = capped_logits(logits.float(), soft_cap)
+    log_probs = torch.log_softmax(values, dim=1)
     loss = -(log_probs.gather(1, index).squeeze(1) * scored).sum()
     if need_grad:
         grad = log_probs.exp_()
         grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
-        logits.copy_(grad)
+        logits.copy_(_through_cap(grad, values, soft_cap))
         logits.masked_fill_(~scored.unsqueeze(1), 0)
     return loss
 
 
+def capped_logits(logits: torch.Tensor, soft_cap: float) -> torch.Tensor:
+    """``soft_cap * tanh(logits / soft_cap)`` (Gemma 2, https://arxiv.org/abs/2408.00118); the logits if it is 0."""
+    return soft_cap * torch.tanh(logits / soft_cap) if soft_cap else logits
+
+
+def _through_cap(grad: torch.Tensor, capped: torch.Tensor, soft_cap: float) -> torch.Tensor:
+    """The gradient of logits [R, V] from that of the capped ones."""
+    return grad.mul_(1 - (capped / soft_cap) ** 2) if soft_cap else grad
+
+
 def _shared_softmax(
-    logits: torch.Tensor, target: torch.Tensor, need_grad: bool, vocabulary: Vocabulary
+    logits: torch.Tensor, target: torch.Tensor, need_grad: bool, vocabulary: Vocabulary, soft_cap: float
 ) -> torch.Tensor:
     """``_softmax_block`` of a chunk whose columns are spread over ranks; ``logits`` [C, V of this rank]."""
     scored = target != IGNORE_INDEX
@@ -192,16 +203,17 @@ def _shared_softmax(
     log_sum = torch.full((len(logits),), -torch.inf, dtype=torch.float32, device=logits.device)
     chosen = torch.zeros_like(log_sum)  # the target's logit
     for block in blocks:
-        values = logits[block].float()
+        values = capped_logits(logits[block].float(), soft_cap)
         log_sum[block] = values.logsumexp(1)
         chosen[block] = values.gather(1, index[block]).squeeze(1).where(own[block], 0)
     log_sum, chosen = _over_ranks(log_sum, chosen, vocabulary.group)
 
     if need_grad:
         for block in blocks:
-            grad = (logits[block].float() - log_sum[block].unsqueeze(1)).exp_()
+            values = capped_logits(logits[block].float(), soft_cap)
+            grad = (values - log_sum[block].unsqueeze(1)).exp_()
             grad.scatter_add_(1, index[block], -own[block].unsqueeze(1).to(grad.dtype))
-            logits[block] = grad.masked_fill_(~scored[block].unsqueeze(1), 0)
+            logits[block] = _through_cap(grad, values, soft_cap).masked_fill_(~scored[block].unsqueeze(1), 0)
     return (log_sum - chosen).where(scored, 0).sum()
 
 

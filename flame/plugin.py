@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch.nn as nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from flame import compat
@@ -57,6 +57,9 @@ class ModelPlugin:
     objective: str = "autoregressive"
     """What the family is made to be trained on: ``autoregressive``, ``recurrent_depth`` or ``masked_diffusion``. Tasks
     name the objectives they serve, and ``flame generate`` has a decoder for each."""
+
+    initialise: Callable[[PreTrainedModel], None] | None = None
+    """Fills a freshly constructed model's weights, where the class does not start them as the family does."""
 
     refuses: Mapping[str, str] = field(default_factory=dict)
     """What a job may not ask of the family, with the reason: ``tensor``, ``pipeline``, ``context`` or ``expert``

@@ -66,6 +66,7 @@ def load_job(config: JobConfig) -> Job:
     task = task_class(config.task, tokenizer=tokenizer, config=config)
     cls = model_class(plugin, model_config, task.head)
     cls.init_seed = config.debug.seed  # type: ignore[attr-defined]
+    task.extend(cls, model_config)
     return Job(config, plugin, model_config, cls, tokenizer, task, grown)
 
 

@@ -21,6 +21,7 @@ from flame.config import JobConfig
 from flame.data.batch import Batch, to_device
 from flame.losses import IGNORE_INDEX
 from flame.metrics import Metrics
+from flame.models.experts import watch_experts
 from flame.parallel.gradients import clip_gradients
 from flame.parallel.layout import Layout, layout_of
 from flame.parallel.passes import Passes
@@ -48,6 +49,7 @@ class Trainer(TitanTrainer):
         self.guard = Guard(job.config.guard)
         self._first_step: int | None = None
         super().__init__(job.config)
+        self.experts = watch_experts(self.model_parts, job.config, self.parallel_dims)
         log.info(self._summary())
         if job.grown_vocabulary:
             log.warning("the vocabulary was raised to %d, the tokenizer's size", job.model_config.vocab_size)
@@ -90,15 +92,18 @@ class Trainer(TitanTrainer):
         local_loss = self._accumulate(batches, valid)
         loss = sum_over_data({"loss": local_loss}, self.parallel_dims, shares=True)["loss"]
         grad_norm = self._clip()
-        if self.guard.accepts(self.step, loss, grad_norm):
+        accepted = self.guard.accepts(self.step, loss, grad_norm)
+        if accepted:
             self.checkpointer.maybe_wait_for_staging()
             self.optimizers.step()
             self.lr_schedulers.step()
+        self.experts.end_step(accepted)
         self._tighten_timeouts()
 
         if self.metrics_processor.should_log(self.step):
             task = self.job.task
-            figures = {"lr": lr, "tokens": self.ntokens_seen, **task.report(loss, valid, counts), **task.observed()}
+            figures = {"lr": lr, "tokens": self.ntokens_seen, **task.report(loss, valid, counts)}
+            figures |= {**task.observed(), **self.experts.figures()}
             if self.guard.skipped:
                 figures["skipped_steps"] = self.guard.skipped
             self.metrics_processor.log(self.step, loss, loss, grad_norm, extra_metrics=figures)

@@ -29,6 +29,8 @@ JOB_BYTES = 32 * 1024 * 1024
 CAST_NUMEL = 32_768  # torch casts up to this many values without its thread pool, which would fight with ours
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".safetensors.index.json", ".bin.index.json")
+# Sums of many small steps (the selection bias of experts), which the hub keeps in float32 too.
+_KEPT_FLOAT32 = ("e_score_correction_bias",)
 
 Sizes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -71,7 +73,10 @@ def export_hf(
     with StoredStep(step_folder) as step:
         names = _names_to_write(step, _tied(step_folder, config) if tied is None else tied)
         sources = {(rename or str)(name): name for name in names}
-        sizes = {name: _cast_size(step.size(source), target) for name, source in sources.items()}
+        sizes = {
+            name: _cast_size(step.size(source), None if name.endswith(_KEPT_FLOAT32) else target)
+            for name, source in sources.items()
+        }
         shards = split_shards(sizes, parse_size(max_shard_size))
         building = partial_folder(out_folder)
         shutil.rmtree(building, ignore_errors=True)

@@ -4,6 +4,7 @@ Parameter names are HuggingFace's, so checkpoint keys are too, and export is the
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class TitanMixin:
 
     init_seed: int = 0
     plain_class: type[PreTrainedModel]  # the class before sharding gave it another
+    initialise: Callable[[PreTrainedModel], None] | None = None  # the plugin's
 
     def init_weights(self, buffer_device: Any = _FROM_HF) -> None:
         """Fills parameters and buffers with what plain construction gives, whatever the sharding.
@@ -81,6 +83,7 @@ def model_class(plugin: ModelPlugin, config: PreTrainedConfig, head: str) -> typ
     hf_class = auto._model_mapping[type(config)]  # type: ignore[attr-defined]
     cls = type(hf_class.__name__, (TitanMixin, hf_class), {"__module__": hf_class.__module__})
     cls.plain_class = cls
+    cls.initialise = staticmethod(plugin.initialise) if plugin.initialise else None
     return cls
 
 
@@ -104,4 +107,8 @@ def plain_model(cls: type[PreTrainedModel], config: PreTrainedConfig, seed: int)
     """Constructs ``cls`` unsharded on the CPU in float32 from ``seed``, leaving the global generators untouched."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
-        return build_model(cls, config)
+        model = build_model(cls, config)
+        initialise = getattr(cls, "initialise", None)
+        if initialise is not None:
+            initialise(model)
+        return model

@@ -1,6 +1,6 @@
 """Computes the loss inside the output head, so that logits of all positions never exist at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 
-from flame.losses import Vocabulary, linear_cross_entropy_sum
+from flame.losses import Vocabulary, capped_logits, linear_cross_entropy_sum
 
 
 def output_head(model: Any) -> nn.Linear | None:
@@ -24,10 +24,11 @@ def output_head(model: Any) -> nn.Linear | None:
 
 
 def head_is_last(model: PreTrainedModel) -> bool:
-    """True if nothing happens to the logits after the head, so that the loss may be taken there.
+    """True if nothing but a soft cap (``final_logit_softcapping``) happens to the logits after the head, so that the
+    loss may be taken there.
 
-    The head is made to return a known tensor; the model must hand out that very tensor. A soft cap, a scale or a slice
-    after the head (nanochat, Granite, Gemma) shows as another one.
+    The head is made to return a known tensor; without its cap, the model must hand out that very tensor. A scale or a
+    slice after the head (Granite) shows as another one.
 
     Args:
         model: a scaled-down instance with real weights, not sharded.
@@ -35,16 +36,27 @@ def head_is_last(model: PreTrainedModel) -> bool:
     head = output_head(model)
     if head is None:
         return False
-    probe = torch.zeros(1, 8, head.out_features)
+    probe = torch.linspace(-40, 40, 8 * head.out_features).view(1, 8, head.out_features)
     seen: list[torch.Size] = []
 
     def answer(hidden: torch.Tensor) -> torch.Tensor:
         seen.append(hidden.shape)
         return probe
 
+    def logits() -> torch.Tensor:
+        return model(input_ids=torch.zeros(1, 8, dtype=torch.long)).logits
+
+    cap = soft_cap(model)
     with torch.no_grad(), _replaced_forward(head, answer):
-        logits = model(input_ids=torch.zeros(1, 8, dtype=torch.long)).logits
-    return logits is probe and seen == [torch.Size((1, 8, head.in_features))]
+        capped = logits() if cap else probe
+        with _without_cap(model):
+            last = logits() is probe
+    return last and torch.allclose(capped, capped_logits(probe, cap)) and set(seen) == {(1, 8, head.in_features)}
+
+
+def soft_cap(model: Any) -> float:
+    """The bound that the model's logits approach, 0 if they have none."""
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None) or 0.0
 
 
 def loss_in_head(model: Any, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
@@ -61,30 +73,44 @@ def loss_in_head(model: Any, inputs: dict[str, Any], labels: torch.Tensor) -> to
     Returns:
         The SUM, a float32 scalar; equal on every rank of the head's mesh.
     """
-    head = output_head(model)
-    assert head is not None
-
-    def answer(hidden: torch.Tensor) -> torch.Tensor:
-        return _linear_cross_entropy(hidden, head.weight, head.bias, labels)
-
-    with _replaced_forward(head, answer):
+    with scoring_head(model, [labels]):
         return model(**inputs).logits
 
 
+@contextmanager
+def scoring_head(model: Any, labels: Iterable[torch.Tensor]) -> Iterator[None]:
+    """While it lasts, the model's head returns summed cross entropies instead of logits.
+
+    Args:
+        model: as in ``loss_in_head``.
+        labels: as in ``loss_in_head``, for each call of the head in turn.
+    """
+    head, turns = output_head(model), iter(labels)
+    assert head is not None
+
+    def answer(hidden: torch.Tensor) -> torch.Tensor:
+        return _linear_cross_entropy(hidden, head.weight, head.bias, next(turns), cap)
+
+    cap = soft_cap(model)
+    with _replaced_forward(head, answer), _without_cap(model):
+        yield
+
+
 def _linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, cap: float
 ) -> torch.Tensor:
     if isinstance(weight, DTensor):
         if _has_own_rows(weight) and (bias is None or _has_own_rows(bias)):
             own_bias = bias.to_local() if isinstance(bias, DTensor) else None
             vocabulary = _vocabulary_of(weight)
-            return linear_cross_entropy_sum(hidden, weight.to_local(), own_bias, labels, vocabulary=vocabulary)
+            own = weight.to_local()
+            return linear_cross_entropy_sum(hidden, own, own_bias, labels, vocabulary=vocabulary, soft_cap=cap)
         # Replicated, which costs nothing here, or sharded in a way that few families have: over its inputs, or with a
         # bias that is not.
         weight = weight.full_tensor()
         bias = bias.full_tensor() if isinstance(bias, DTensor) else bias
-    if hidden.device.type == "cpu":
-        return linear_cross_entropy_sum(hidden, weight, bias, labels)
+    if hidden.device.type == "cpu" or cap:  # fla's knows no cap
+        return linear_cross_entropy_sum(hidden, weight, bias, labels, soft_cap=cap)
     # Late: fla takes a second to import and its kernels exist on accelerators only.
     from fla.modules.fused_linear_cross_entropy import fused_linear_cross_entropy_loss
 
@@ -117,3 +143,15 @@ def _replaced_forward(module: nn.Module, forward: Callable[[torch.Tensor], torch
             del module.forward
         else:
             module.forward = own
+
+
+@contextmanager
+def _without_cap(model: Any) -> Iterator[None]:
+    config, cap = model.config.get_text_config(), soft_cap(model)
+    if cap:
+        config.final_logit_softcapping = None
+    try:
+        yield
+    finally:
+        if cap:
+            config.final_logit_softcapping = cap

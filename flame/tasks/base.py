@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from flame.config import JobConfig, TaskOptions
 from flame.data.batch import Batch, Inputs, join_rows, rows_of
@@ -34,6 +34,12 @@ class Task:
     def encoder(self) -> Any:
         """The picklable ``Encoder`` that worker processes run: records in, token ids out."""
         raise NotImplementedError
+
+    def extend(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+        """Gives the class that will be trained what the task needs besides: layers that predict further tokens, say.
+
+        Called once per job, on the job's own subclass of the family's class, before any instance is made.
+        """
 
     def check(self, model_class: type[nn.Module], config: PreTrainedConfig, documents: str) -> None:
         """Looks at a scaled-down model before training; raises ``ConfigError`` where the task cannot be right."""

@@ -187,7 +187,3 @@ def test_head_that_a_family_lacks_is_refused() -> None:
     plugin, config = plugin_and_config("llama")
     with pytest.raises(ConfigError, match="no head 'ctc'"):
         model_class(plugin, config, "ctc")
-
-
-def test_nanochat_keeps_its_soft_cap() -> None:
-    assert not head_is_last(plain(plugin_and_config("nanochat")))

@@ -82,6 +82,19 @@ def test_nothing_to_score_gives_zero_loss_and_zero_gradients() -> None:
     assert not any(tensor.grad.any() for tensor in (hidden, weight, bias))
 
 
+@pytest.mark.parametrize("cap", [0.5, 15.0])
+def test_a_soft_cap_is_that_of_the_logits(cap: float) -> None:
+    expected, given = problem(), problem()
+    hidden, weight, bias, labels = expected
+    plain = cross_entropy_sum(cap * torch.tanh((hidden @ weight.t() + bias) / cap), labels)
+    plain.backward()
+    loss = linear_cross_entropy_sum(*given, chunk_rows=5, soft_cap=cap)
+    loss.backward()
+    torch.testing.assert_close(loss, plain)
+    for mine, other in zip(given[:3], expected[:3], strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
 def watch_products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """Records the shapes of what ``torch.mm`` makes."""
     shapes, mm = [], torch.mm

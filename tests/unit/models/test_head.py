@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from flame.losses import cross_entropy_sum
 from flame.models.config import shrink
@@ -23,8 +23,9 @@ def model_of(name: str, **changes):
         ("llama", {}, True),
         ("qwen3", {}, True),
         ("gemma3_text", {}, True),
-        ("gemma3_text", {"final_logit_softcapping": 30.0}, False),
-        ("gemma2", {}, False),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, True),
+        ("gemma2", {}, True),
+        ("nanochat", {}, True),
         ("granite", {"logits_scaling": 8.0}, False),
         ("cohere", {}, False),
     ],
@@ -64,10 +65,11 @@ def test_a_forward_of_the_instance_is_there_again_afterwards() -> None:
     assert vars(model.lm_head)["forward"] is wrapped
 
 
-def test_what_stands_for_a_part_of_a_model_needs_only_its_head() -> None:
+def test_what_stands_for_a_part_of_a_model_needs_only_its_head_and_config() -> None:
     class LastStage:
         def __init__(self, head: torch.nn.Linear) -> None:
             self.get_output_embeddings = lambda: head
+            self.config = PreTrainedConfig()
 
         def __call__(self, hidden: torch.Tensor) -> SimpleNamespace:
             return SimpleNamespace(logits=self.get_output_embeddings()(hidden))

@@ -1,0 +1,3 @@
+from tests.runs import materials, pool
+
+__all__ = ["materials", "pool"]
