@@ -1,16 +1,44 @@
-"""Lists the model families that can be trained here.
+"""Lists the model families that can be trained here, and what each of them supports.
 
 flame families [--json] [--all]
 """
 
 import json
-from dataclasses import asdict, dataclass
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 
-from flame.ops.table import KERNELS_ONLY
-from flame.plugin import custom_families, fla_families, installed_families, load_plugin, transformers_families
+from flame.ops.table import KERNELS_ONLY, WITHOUT_CACHE
+from flame.plugin import (
+    ModelPlugin,
+    custom_families,
+    fla_families,
+    installed_families,
+    load_plugin,
+    load_task,
+    tasks,
+    transformers_families,
+)
 from flame.utils.arguments import Arguments
+
+# Columns of the pages that `tests.parallel.matrix` writes from runs -> the names of `ModelPlugin.refuses`.
+COLUMNS = {"FSDP": "data", "TP": "tensor", "PP": "pipeline", "CP": "context", "EP": "expert", "packs": "varlen"}
+PAGES = {"transformers": "parallelism_matrix.md", "fla": "fla_families.md", "custom_models": "custom_families.md"}
+_DOCUMENTS = (Path(__file__).resolve().parents[1] / "docs", Path(sys.prefix) / "share" / "flame" / "docs")
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether a family trains in some way."""
+
+    works: bool | None
+    """None where no run has tried it, or it means nothing for the family (experts of a model without)."""
+    reason: str = ""
+    """Why not."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +49,15 @@ class Family:
     origin: str
     heads: list[str]
     trains_here: bool
+    """Whether this machine has the device it needs."""
     note: str
+    """Why it does not train."""
+    objective: str = "autoregressive"
+    tasks: list[str] = field(default_factory=list)
+    """The tasks that train its objective."""
+    decodes_with_cache: bool = True
+    supports: Mapping[str, Support] = field(default_factory=dict)
+    """By what a job may ask for: a value of ``COLUMNS``, ``compile``."""
 
 
 def main(argv: list[str]) -> int:
@@ -38,35 +74,116 @@ def main(argv: list[str]) -> int:
         members = [family for family in found if family.origin == origin]
         if not members:
             continue
-        trainable = sum(family.trains_here for family in members)
+        trainable = sum(family.trains_here and not family.note for family in members)
         print(f"{origin}: {len(members)} families, {trainable} train here")
         if origin == "transformers" and not options.all:
-            print("  any causal language model; --all names them")
+            print(f"  any causal language model; --all names them\n  {_totals(members)}")
             continue
-        for family in members:
-            print(f"  {family.model_type:<28}{', '.join(family.heads):<20}{family.note}")
+        print("\n".join(_table(members)), end="\n\n")
     return 0
 
 
 def families() -> list[Family]:
     """Every family that ``load_plugin`` finds without a ``model.plugin_path``, the first of equal names only."""
-    found = [_family(name, "custom_models") for name in custom_families()]
-    found += [_family(name, "installed") for name in installed_families()]
-    found += [_fla_family(name) for name in fla_families()]
-    found += [Family(name, "transformers", ["causal_lm"], True, "") for name in transformers_families()]
-    return list({family.model_type: family for family in reversed(found)}.values())[::-1]
+    pages = {origin: measured(page) for origin, page in PAGES.items()}
+    trained_by = _trained_by()
+
+    def described(plugin: ModelPlugin, origin: str) -> Family:
+        trains = not plugin.needs_triton or torch.accelerator.is_available()
+        tried = pages.get(origin, {}).get(plugin.model_type, {})
+        note = "" if trains else f"needs a GPU: {plugin.needs_triton}"
+        if tried and tried["data"].works is False:
+            note = tried["data"].reason
+        refused = {what: Support(False, reason) for what, reason in plugin.refuses.items()}
+        return Family(
+            plugin.model_type,
+            origin,
+            sorted(plugin.auto_classes),
+            trains,
+            note,
+            plugin.objective,
+            trained_by.get(plugin.objective, []),
+            plugin.decodes_with_cache,
+            {**dict.fromkeys(COLUMNS.values(), Support(None)), **tried, **refused},
+        )
+
+    found = [described(load_plugin(name), "custom_models") for name in custom_families()]
+    found += [described(load_plugin(name), "installed") for name in installed_families()]
+    found += [described(_fla_plugin(name), "fla") for name in fla_families()]
+    found += [described(ModelPlugin(name), "transformers") for name in transformers_families()]
+    first: dict[str, Family] = {}
+    for family in found:
+        first.setdefault(family.model_type, family)
+    return list(first.values())
 
 
-def _family(model_type: str, origin: str) -> Family:
-    plugin = load_plugin(model_type)
-    return _described(model_type, origin, sorted(plugin.auto_classes), plugin.needs_triton)
+def measured(page: str) -> dict[str, dict[str, Support]]:
+    """What a page of ``tests.parallel.matrix`` says, by family; nothing if the page is not there."""
+    path = next((folder / page for folder in _DOCUMENTS if (folder / page).is_file()), None)
+    if path is None:
+        return {}
+    text = path.read_text(encoding="utf-8")
+    reasons = dict(re.findall(r"^(\d+)\. (.*)$", text, re.M))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    titles: list[str] = next((row for row in rows if row[0] == "family"), [])
+    found: dict[str, dict[str, Support]] = {}
+    for row in rows[rows.index(titles) + 2 :] if titles else []:
+        # "CP 2 all-to-all" is another way to do what the column before it does.
+        cells = {
+            COLUMNS[name]: cell
+            for title, cell in zip(titles, row, strict=True)
+            if (name := title.removesuffix(" 2")) in COLUMNS
+        }
+        lacking = row[1] if row[1].startswith("does not train here") else ""
+        found[row[0]] = {
+            name: Support(False, lacking) if lacking else _cell(cell, reasons) for name, cell in cells.items()
+        }
+    return found
 
 
-def _fla_family(model_type: str) -> Family:
+def _cell(cell: str, reasons: Mapping[str, str]) -> Support:
+    if not cell:
+        return Support(None)
+    number = re.search(r"\d+$", cell)
+    return Support(cell in ("=", "≈"), reasons.get(number[0], "") if number else "")
+
+
+def _trained_by() -> dict[str, list[str]]:
+    """The tasks that train each objective."""
+    found: dict[str, list[str]] = {}
+    for name in tasks():
+        for objective in load_task(name).objectives:  # type: ignore[attr-defined]
+            found.setdefault(objective, []).append(name)
+    return found
+
+
+def _fla_plugin(model_type: str) -> ModelPlugin:
     """Without importing fla, which takes seconds."""
-    return _described(model_type, "fla", ["causal_lm"], KERNELS_ONLY.get(model_type, ""))
+    needs_triton, cached = KERNELS_ONLY.get(model_type, ""), model_type not in WITHOUT_CACHE
+    return ModelPlugin(model_type, needs_triton=needs_triton, decodes_with_cache=cached, origin="fla")
 
 
-def _described(model_type: str, origin: str, heads: list[str], needs_triton: str) -> Family:
-    trains = not needs_triton or torch.accelerator.is_available()
-    return Family(model_type, origin, heads, trains, "" if trains else f"needs a GPU: {needs_triton}")
+def _table(members: Iterable[Family]) -> list[str]:
+    """A line for each family, and the reasons its marks refer to."""
+    reasons: dict[str, int] = {}
+    lines = [f"  {'family':<26}{'objective':<18}{'heads':<12}{''.join(f'{name:<7}' for name in COLUMNS)}cache"]
+    for family in members:
+        marks = ["" if family.note else _mark(family.supports[what], reasons) for what in COLUMNS.values()]
+        cache = "yes" if family.decodes_with_cache else "no"
+        line = f"  {family.model_type:<26}{family.objective:<18}{', '.join(family.heads):<12}"
+        lines.append(f"{line}{''.join(f'{mark:<7}' for mark in marks)}{cache:<7}{family.note}".rstrip())
+    return lines + [f"  {number}: {reason}" for reason, number in reasons.items()]
+
+
+def _mark(support: Support, reasons: dict[str, int]) -> str:
+    if support.works is None:
+        return ""
+    if support.works:
+        return "yes"
+    return f"no {reasons.setdefault(support.reason, len(reasons) + 1)}" if support.reason else "no"
+
+
+def _totals(members: list[Family]) -> str:
+    works = {name: sum(bool(family.supports[what].works) for family in members) for name, what in COLUMNS.items()}
+    tried = sum(any(support.works is not None for support in family.supports.values()) for family in members)
+    return f"tried: {tried}; equal to one process: " + ", ".join(f"{name} {n}" for name, n in works.items() if n)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fla.models  # noqa: F401  registers fla's families with transformers
 import pytest
+import torch
 from transformers import AutoConfig
 
 from flame.config import Source, parse, resolve
@@ -85,6 +86,55 @@ def test_the_listed_number_of_parameters_is_that_of_the_config(path):
     parameters = count_parameters(model_class(plugin, config, "causal_lm"), config)
     assert f"| {parameters:,} |" in row[0]
     assert f"| {config.num_hidden_layers} x {config.hidden_size:,} |" in row[0]
+
+
+def test_the_list_of_shapes_names_no_others():
+    listed = re.findall(r"^\| `(\S+?)` \|", (ROOT / "docs" / "models.md").read_text(), re.M)
+    assert sorted(listed) == [path.stem for path in MODELS]
+
+
+# What their authors publish, to as many digits as they do.
+PUBLISHED = {
+    "gpt2_124M": 124_439_808,
+    "llama_7B": 6_738_415_616,
+    "llama3_1B": 1_235_814_400,
+    "llama3_8B": 8_030_261_248,
+    "qwen3_0.6B": 596_049_920,
+    "olmo2_7B": 7_298_617_344,
+    "mixtral_8x7B": 46_702_792_704,
+    "tiny_llama_1.1B": 1_100_048_384,
+    "nanochat_d20": 560_988_160,
+    "nanochat_d32": 1_879_048_192,
+    "huginn_nebel_3.5B": 3_564_976_800,
+    "llada_8B": 8.02e9,
+    "llada_1B": 1.49e9,
+    "huginn_deluge_4B": 4.43e9,
+    "deepseek_v2_lite_16B": 15.7e9,
+    "deepseek_v2_236B": 236e9,
+    "deepseek_v3_671B": 671e9,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_shape_of_others_has_the_size_they_publish(name: str):
+    config, plugin = load_config(name)
+    parameters = count_parameters(model_class(plugin, config, "causal_lm"), config)
+    published = PUBLISHED[name]
+    assert parameters == published if isinstance(published, int) else abs(parameters / published - 1) < 0.004
+
+
+def test_nanochat_follows_from_its_depth():
+    found = {path.stem.removeprefix("nanochat_d"): path for path in MODELS if path.stem.startswith("nanochat_d")}
+    assert {"4", "12", "20", "26", "32", "34"} <= found.keys()
+    for depth, path in found.items():
+        layers = int(depth)
+        config, plugin = load_config(str(path))
+        width = 64 * layers
+        assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (layers, width, 4 * width)
+        assert config.num_attention_heads == config.num_key_value_heads == -(-width // 128)
+        parameters = count_parameters(model_class(plugin, config, "causal_lm"), config)
+        assert parameters == 12 * layers * width**2 + 2 * 65536 * width
+        assert config.rms_norm_eps == torch.finfo(torch.float32).eps and config.final_logit_softcapping == 15
 
 
 def test_the_published_command_of_upstream_means_what_it_means_there():

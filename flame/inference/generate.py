@@ -1,149 +1,133 @@
-"""Continues prompts with any HuggingFace folder.
+"""Continues prompts with any HuggingFace folder, by the decoder that its family is made for.
 
 flame generate --model exp/quickstart/hf/latest --prompt "def "
+flame generate --model exp/quickstart/hf/latest --prompt_file prompts.jsonl --num_samples 4 --json
 """
 
+import argparse
 import json
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TextStreamer,
-)
 from transformers.utils import logging as hf_logging
 
-from flame.errors import ConfigError, FlameError
-from flame.plugin import load_plugin
+from flame.errors import ConfigError
+from flame.inference.batches import in_batches
+from flame.inference.decoders.base import Completion, Decoder, load_decoder, objectives
+from flame.inference.engine import family_of, load, load_engine
+from flame.inference.options import add_arguments, choose
+from flame.inference.prompts import Prompt, read_prompts
 from flame.utils.arguments import Arguments
+
+__all__ = ["load", "main"]
+
+_BETWEEN = "\n---"
+_WINDOW = 8  # batches that are read before the first is decoded, so that like lengths can meet
 
 
 def main(argv: list[str]) -> int:
-    """Runs ``flame generate``; the text appears as it is made."""
-    parser = Arguments("flame generate", (__doc__ or "").strip())
-    parser.add_argument("--model", required=True, help="a HuggingFace folder or hub id")
-    parser.add_argument("--prompt", default="", help="the text to continue; '-' reads it from standard input")
-    parser.add_argument("--max_new_tokens", type=int, default=200)
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 always takes the likeliest token (default 0.8)"
-    )
-    parser.add_argument("--top_k", type=int, default=50, help="sample among the k likeliest tokens; 0 among all")
-    parser.add_argument("--top_p", type=float, default=1.0, help="sample among the likeliest tokens of this joint mass")
-    parser.add_argument("--num_samples", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="", help="cpu, cuda ... (default: the accelerator if there is one)")
-    parser.add_argument("--plugin_path", default="", help="folder of a family outside the repository")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run modeling code that lies in the folder")
-    options = parser.parse_args(argv)
-    _check(options)
+    """Runs ``flame generate``."""
+    kinds = {objective: load_decoder(objective).Options for objective in objectives()}
+    parser = _parser()
+    add_arguments(parser.add_argument_group("decoding", "[...]: for families of these objectives"), kinds)
+    given = vars(parser.parse_args(argv))
+    common = argparse.Namespace(**{name: given.pop(name) for name in _COMMON})
+    _check(common)
+    records = list(read_prompts(common.prompt or ([] if common.prompt_file else [""]), common.prompt_file))
 
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    model, tokenizer = load(options.model, options.device, options.plugin_path, options.trust_remote_code)
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    torch.manual_seed(options.seed)
-    for index in range(options.num_samples):
-        if index:
-            print("\n---")
-        generate(model, tokenizer, prompt, options)
+    where = common.plugin_path, common.trust_remote_code
+    family = family_of(common.model, *where)
+    options = choose(given, kinds, family.objective, family.model_type)  # before the weights, which may be many
+    engine = load_engine(common.model, common.device, *where)
+    decoder = load_decoder(family.objective)(engine, options, common.stop)
+    torch.manual_seed(common.seed)
+    if len(records) == 1 and not common.json:
+        _stream(decoder, decoder.encoder.encode(records[0]), common.num_samples)
+        return 0
+    for index, (prompt, sample, completion) in enumerate(_all(decoder, records, common.num_samples, common.batch_size)):
+        if common.json:
+            print(json.dumps(_record(prompt, sample, completion), ensure_ascii=False), flush=True)
+        else:
+            print((_BETWEEN + "\n" if index else "") + prompt.text + completion.text, flush=True)
     return 0
 
 
-def _check(options: Any) -> None:
-    if options.max_new_tokens < 1 or options.num_samples < 1:
-        raise ConfigError("--max_new_tokens and --num_samples must be at least 1")
-    if options.temperature < 0 or options.top_k < 0 or not 0 < options.top_p <= 1:
-        raise ConfigError("--temperature and --top_k must not be negative, --top_p lies in (0, 1]")
+_COMMON = (
+    *("model", "prompt", "prompt_file", "num_samples", "batch_size", "stop", "seed", "json"),
+    *("device", "plugin_path", "trust_remote_code"),
+)
 
 
-def load(
-    name: str, device: str = "", plugin_path: str = "", trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a model in its stored dtype and its tokenizer.
-
-    Args:
-        name: a HuggingFace folder or hub id.
-        device: where to put it; the accelerator, if there is one, when empty.
-        plugin_path: see ``load_plugin``.
-        trust_remote_code: whether code in the folder may run; families flame knows need none.
-
-    Raises:
-        ConfigError: no model there, or one whose family is unknown.
-    """
-    folder, cached = Path(name), True
-    if (folder / "config.json").is_file():
-        model_type = json.loads((folder / "config.json").read_text()).get("model_type", "")
-        if not trust_remote_code:
-            cached = load_plugin(model_type, plugin_path).decodes_with_cache
-    elif folder.exists() or name.startswith((".", "/")) or name.count("/") > 1:
-        raise ConfigError(f"--model '{name}' holds no config.json; give an exported folder such as exp/RUN/hf/latest")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", trust_remote_code=trust_remote_code)
-    except FlameError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--model '{name}' cannot be loaded: {error}") from error
-    if not cached:
-        model.config.use_cache = model.generation_config.use_cache = False
-    model.to(torch.device(device) if device else torch.accelerator.current_accelerator() or torch.device("cpu"))  # type: ignore[arg-type]
-    return model.eval(), tokenizer
+def _parser() -> Arguments:
+    parser = Arguments("flame generate", (__doc__ or "").strip())
+    parser.add_argument("--model", required=True, help="a HuggingFace folder or hub id")
+    parser.add_argument("--prompt", action="append", help="a text to continue, '-' for standard input; may be repeated")
+    parser.add_argument("--prompt_file", default="", help='JSON lines: "text" or {"prompt": "text"}; - for stdin')
+    parser.add_argument("--num_samples", type=int, default=1, help="continuations of each prompt")
+    parser.add_argument("--batch_size", type=int, default=8, help="rows decoded together at most (default 8)")
+    parser.add_argument("--stop", action="append", default=[], help="a string to end before; may be repeated")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
+    parser.add_argument("--json", action="store_true", help="an object per continuation")
+    parser.add_argument("--device", default="", help="cpu, cuda ... (default: the accelerator if there is one)")
+    parser.add_argument("--plugin_path", default="", help="folder of a family outside the repository")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run modeling code that lies in the folder")
+    return parser
 
 
-def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, options: Any) -> None:
-    """Streams one continuation of ``prompt`` to standard output.
-
-    Spaces at the end of a prompt are given back to the model: most tokenizers put a space in front of a word, so a
-    model has never seen one alone, and "def " would be continued with something else than a name.
-    """
-    text = prompt.rstrip(" ")
-    spaces = prompt[len(text) :]
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    start = [] if first is None else [first]
-    ids = torch.tensor([start + tokenizer(text, add_special_tokens=False).input_ids], dtype=torch.long)
-    if not ids.numel():
-        raise ConfigError("--prompt is empty and the tokenizer has no token to begin a text with; give a prompt")
-    processors = LogitsProcessorList([BeginsWith(tokenizer, spaces, ids.shape[1])] if spaces else [])
-    sampling = {"do_sample": False}
-    if options.temperature > 0:
-        sampling = {
-            "do_sample": True,
-            "temperature": options.temperature,
-            "top_k": options.top_k,
-            "top_p": options.top_p,
-        }
-    print(text, end="", flush=True)
-    ids = ids.to(model.device)
-    model.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=options.max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        logits_processor=processors,
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        **sampling,
-    )
+def _check(common: argparse.Namespace) -> None:
+    for name in ("num_samples", "batch_size"):
+        if getattr(common, name) < 1:
+            raise ConfigError(f"--{name} {getattr(common, name)} must be at least 1")
+    if not 0 <= common.seed < 2**63:
+        raise ConfigError(f"--seed {common.seed} is out of range; it is from 0 to 2^63 - 1")
+    if "" in common.stop:
+        raise ConfigError("--stop is empty, which every text begins with; leave it out")
 
 
-class BeginsWith(LogitsProcessor):
-    """Allows only first tokens whose text begins with ``start``; all tokens if there are none."""
+def _stream(decoder: Decoder, prompt: Prompt, samples: int) -> None:
+    """Shows the text as it is made, one sample after the other."""
+    for index in range(samples):
+        decoder.run([prompt], _Shown(prompt, f"{_BETWEEN}\n" if index else ""))
+        print()
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: str, prompt_tokens: int) -> None:
-        self.prompt_tokens = prompt_tokens
-        texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
-        self.refused = torch.tensor([not text.startswith(start) for text in texts])
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Changes the scores [B, V] of the first new token."""
-        if input_ids.shape[1] > self.prompt_tokens or self.refused.all():
-            return scores
-        refused = torch.ones(scores.shape[-1], dtype=torch.bool)
-        refused[: len(self.refused)] = self.refused
-        return scores.masked_fill(refused.to(scores.device), -torch.inf)
+class _Shown:
+    """Prints a prompt, once there is something to follow it, and the stream without the spaces that end the prompt."""
+
+    def __init__(self, prompt: Prompt, before: str) -> None:
+        self._waiting = before + prompt.text
+        self._left = len(prompt.spaces)
+
+    def __call__(self, piece: str) -> None:
+        self._left, piece = max(0, self._left - len(piece)), piece[self._left :]
+        print(self._waiting + piece, end="", flush=True)
+        self._waiting = ""
+
+
+def _all(
+    decoder: Decoder, records: list[dict[str, Any]], samples: int, size: int
+) -> Iterator[tuple[Prompt, int, Completion]]:
+    """All samples of all prompts in order: (prompt, number of the sample, completion)."""
+    rows = [(record, sample) for record in records for sample in range(samples)]
+    for start in range(0, len(rows), size * _WINDOW):
+        window = rows[start : start + size * _WINDOW]
+        prompts = [decoder.encoder.encode(record) for record, _ in window]
+        mixed = len({len(prompt.ids) for prompt in prompts}) > 1
+        done: dict[int, Completion] = {}
+        for batch in in_batches(prompts, size, mixed and size > 1 and decoder.pads()):
+            made = decoder.run([prompts[index] for index in batch])
+            done |= dict(zip(batch, made, strict=True))
+        for index, (_, sample) in enumerate(window):
+            completion = done[index]
+            # What a model gave back of a prompt's spaces stands in the prompt already.
+            completion.text = completion.text[len(prompts[index].spaces) :]
+            yield prompts[index], sample, completion
+
+
+def _record(prompt: Prompt, sample: int, completion: Completion) -> dict[str, Any]:
+    record = {**prompt.values, "prompt": prompt.text, "sample": sample, "text": completion.text}
+    record |= {"tokens": completion.tokens, "finish": completion.finish, **completion.figures}
+    return record | ({"stop": completion.stop} if completion.stop else {})

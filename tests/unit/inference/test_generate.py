@@ -1,4 +1,5 @@
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from flame.errors import ConfigError
+from flame import cli
+from flame.errors import ConfigError, FlameError
 from flame.inference import generate
 from tests.runs import LLAMA
 
@@ -106,3 +108,66 @@ def test_a_folder_without_weights_is_one_error(model: str, tmp_path: Path, mater
     (tmp_path / "config.json").write_bytes((Path(model) / "config.json").read_bytes())
     with pytest.raises(ConfigError, match="cannot be loaded"):
         generate.main(["--model", str(tmp_path)])
+
+
+def records_of(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text_of(capsys, *words, "--json").splitlines()]
+
+
+def test_json_has_an_object_per_sample_in_order(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('"a"\n' + json.dumps({"prompt": "one old house and then ", "id": "x"}) + "\n")
+    options = ("--model", model, "--prompt", "the cat", "--prompt_file", str(file), "--max_new_tokens", "4")
+    records = records_of(capsys, *options, "--num_samples", "2", "--batch_size", "4")
+    prompts = [(record["prompt"], record["sample"]) for record in records]
+    assert prompts == [(text, sample) for text in ("the cat", "a", "one old house and then ") for sample in (0, 1)]
+    assert all(record["tokens"] == 4 and record["finish"] == "length" for record in records)
+    assert [record.get("id") for record in records] == [None] * 4 + ["x"] * 2
+    assert records == records_of(capsys, *options, "--num_samples", "2", "--batch_size", "4")
+
+
+def test_json_and_the_stream_say_the_same(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--model", model, "--prompt", "the old ", "--max_new_tokens", "6", "--temperature", "0")
+    (record,) = records_of(capsys, *options)
+    assert text_of(capsys, *options) == record["prompt"] + record["text"] + "\n"
+
+
+def test_several_prompts_are_shown_whole(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--model", model, "--prompt", "the cat", "--prompt", "a", "--max_new_tokens", "3")
+    first, second = text_of(capsys, *words).split("\n---\n")
+    assert first.startswith("the cat") and second.startswith("a")
+
+
+def test_a_stop_is_not_shown(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--model", model, "--prompt", "the cat", "--max_new_tokens", "12", "--temperature", "0")
+    (whole,) = records_of(capsys, *options)
+    stop = whole["text"][3:5]
+    (record,) = records_of(capsys, *options, "--stop", "never seen", "--stop", stop)
+    assert record["text"] == whole["text"].partition(stop)[0]
+    assert (record["finish"], record["stop"]) == ("stop", stop)
+    assert text_of(capsys, *options, "--stop", stop) == "the cat" + record["text"] + "\n"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--stop", ""], "--stop is empty"),
+        (["--num_steps", "4"], "--num_steps: family 'llama' .autoregressive. has no use for it"),
+        (["--prompt_file", "absent.jsonl"], "'absent.jsonl' is no file"),
+        (["--device", "abacus"], "--device 'abacus' is not there"),
+        (["--batch_size", "0"], "--batch_size 0"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--temperature", "0", "--top_k", "3"], "--top_k has no effect"),
+        (["--min_new_tokens", "300"], "--min_new_tokens 300 exceeds"),
+        (["--topk", "3"], "topk"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(model: str, words: list[str], message: str) -> None:
+    with pytest.raises(FlameError, match=message):
+        generate.main(["--model", model, "--prompt", "a", *words])
+
+
+def test_the_command_fails_with_code_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "--model", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("flame: error: ") and error.count("\n") == 1

@@ -1,0 +1,99 @@
+"""Token by token, each by as many steps of the core as are asked for or as it takes to settle."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from flame.errors import ConfigError
+from flame.inference.decoders.autoregressive import AutoregressiveDecoder, AutoregressiveOptions
+from flame.inference.decoders.base import Completion, refusals
+from flame.inference.options import option
+from flame.inference.prompts import Encoder, Prompt
+
+_OF_EXITS = ("exit_threshold", "min_steps", "check_every")
+_WITHOUT_DRAFT = ("min_new_tokens", "repetition_penalty", "exit_criterion", "continuous_thought", *_OF_EXITS)
+
+
+@dataclass
+class RecurrentDepthOptions(AutoregressiveOptions):
+    """How deep a token goes."""
+
+    num_steps: int | None = option(None, "steps of the core for each token; else the model's mean", low=1)
+    exit_criterion: str = option("none", "lets tokens stop early: kl, entropy-diff, latent-diff, argmax-stability ...")
+    exit_threshold: float | None = option(None, "change below which a token stops; else the criterion's own")
+    min_steps: int = option(1, "steps before which no token stops", low=1)
+    check_every: int = option(1, "steps between two looks whether to stop", low=1)
+    continuous_thought: bool = option(False, "a token begins with the last state of the one before it")
+    cache_lookup: str = option("latest", "what is seen of tokens that ran fewer steps, and which steps share memory")
+    state_seed: int = option(0, "of the random first states", low=0)
+    draft_steps: int = option(0, "steps that draft tokens which all steps check; 0: no drafts", low=0)
+    draft_tokens: int = option(8, "tokens drafted at a time", low=1)
+
+    def check(self, given: Iterable[str] = ()) -> None:
+        """See ``Options.check``."""
+        super().check(given)
+        idle = [name for name in _OF_EXITS if name in given]
+        if self.exit_criterion == "none" and idle:
+            raise ConfigError(f"--{idle[0]} has no effect without --exit_criterion; give one, such as kl")
+        if not self.draft_steps and "draft_tokens" in given:
+            raise ConfigError("--draft_tokens has no effect without --draft_steps; give the steps of a draft")
+        if self.draft_steps and self.temperature:
+            raise ConfigError("--draft_steps decodes greedily; add --temperature 0")
+        if self.draft_steps and (others := [name for name in _WITHOUT_DRAFT if name in given]):
+            raise ConfigError(f"--{others[0]} cannot be had together with --draft_steps; leave one of them out")
+
+    def depth(self) -> dict[str, Any]:
+        """Arguments of the model's forward pass."""
+        others = {item.name for item in fields(AutoregressiveOptions)} | {"draft_steps", "draft_tokens"}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in others}
+
+
+class RecurrentDepthDecoder(AutoregressiveDecoder):
+    """Runs ``model.generate`` with the arguments of recurrent-depth models (arXiv 2502.05171, section 5)."""
+
+    Options = RecurrentDepthOptions
+
+    def __init__(self, engine: Any, options: RecurrentDepthOptions, stops: Sequence[str] = ()) -> None:
+        super().__init__(engine, options, stops)
+        if options.draft_steps:
+            self.encoder = Encoder(engine, gives_spaces_back=False)
+        self._steps: list[torch.Tensor] = []  # [B, 1] of every new token
+
+    def run(self, prompts: Sequence[Prompt], show: Callable[[str], None] | None = None) -> list[Completion]:
+        """See ``Decoder.run``; where tokens may stop early, tells how many steps they ran in the mean."""
+        self._steps = []
+        hook = self.engine.model.register_forward_hook(self._count)
+        try:
+            with refusals():
+                made = super().run(prompts, show)
+        finally:
+            hook.remove()
+        for row, completion in enumerate(made):
+            # The first pass is over the prompt and makes the first token; the last token is not read any more.
+            ran = [float(steps[row, -1]) for steps in self._steps[: completion.tokens]]
+            if ran:
+                completion.figures["mean_steps"] = round(sum(ran) / len(ran), 3)
+        return made
+
+    def written(self, prompts: Sequence[Prompt], show: Callable[[str], None] | None, **arguments: Any) -> torch.Tensor:
+        """See ``AutoregressiveDecoder.written``."""
+        options = self.options
+        if not options.draft_steps:
+            return super().written(prompts, show, **options.depth(), **arguments)
+        depth = {name: getattr(options, name) for name in ("num_steps", "state_seed", "cache_lookup")}
+        written = self.engine.model.generate(  # type: ignore[operator]
+            draft_steps=options.draft_steps, draft_tokens=options.draft_tokens, **depth, **arguments
+        )
+        if show:
+            show(self.completion(prompts[0], written[0, arguments["input_ids"].shape[1] :].tolist()).text)
+        return written
+
+    def _count(self, module: Any, inputs: Any, output: Any) -> None:
+        stats = getattr(output, "stats", None)
+        if stats and "steps" in stats:
+            self._steps.append(stats["steps"])
+
+
+DECODER = RecurrentDepthDecoder

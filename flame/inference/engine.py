@@ -1,0 +1,117 @@
+"""Loads a trained model to be used: weights, tokenizer and what flame knows of the family."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from flame.config.files import looks_like_path
+from flame.errors import ConfigError, FlameError
+from flame.inference.absorbed import absorb
+from flame.plugin import ModelPlugin, load_plugin
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model that is ready to be used."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    plugin: ModelPlugin
+    """Of the family; with its defaults if only the folder itself knows it."""
+
+    @property
+    def begin(self) -> int | None:
+        """The token that a text begins with; None if the tokenizer has none."""
+        tokenizer = self.tokenizer
+        return _first(tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a text."""
+        found: Any = getattr(self.model.generation_config, "eos_token_id", None)
+        if found is None:
+            found = self.tokenizer.eos_token_id
+        return () if found is None else (found,) if isinstance(found, int) else tuple(found)
+
+    @property
+    def pad(self) -> int:
+        """A token to fill rows with; masked, so that any will do."""
+        return _first(self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) or 0
+
+
+def _first(*ids: Any) -> int | None:
+    return next((token for token in ids if token is not None), None)
+
+
+def family_of(name: str, plugin_path: str = "", trust_remote_code: bool = False) -> ModelPlugin:
+    """The family of a model, without loading it; see ``load_engine`` for the arguments and errors."""
+    model_type = _model_type(name)
+    try:
+        return load_plugin(model_type, plugin_path)
+    except ConfigError:
+        if not trust_remote_code:
+            raise
+        return ModelPlugin(model_type, origin="remote")  # the folder's own code is asked for, and knows more
+
+
+def load_engine(name: str, device: str = "", plugin_path: str = "", trust_remote_code: bool = False) -> Engine:
+    """Loads a model in its stored dtype and its tokenizer. Latent attention (MLA) decodes in absorbed form.
+
+    Args:
+        name: a HuggingFace folder or hub id.
+        device: where to put it; the accelerator, if there is one, when empty.
+        plugin_path: see ``load_plugin``.
+        trust_remote_code: whether code in the folder may run; families flame knows need none.
+
+    Raises:
+        ConfigError: no model there, or one whose family is unknown.
+    """
+    plugin = family_of(name, plugin_path, trust_remote_code)
+    place = _device(device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", trust_remote_code=trust_remote_code)
+    except FlameError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model '{name}' cannot be loaded: {error}") from error
+    if not plugin.decodes_with_cache:
+        model.config.use_cache = model.generation_config.use_cache = False
+    absorb(model)
+    return Engine(model.to(place).eval(), tokenizer, plugin)  # type: ignore[arg-type]
+
+
+def load(
+    name: str, device: str = "", plugin_path: str = "", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and the tokenizer of ``load_engine``."""
+    engine = load_engine(name, device, plugin_path, trust_remote_code)
+    return engine.model, engine.tokenizer
+
+
+def _model_type(name: str) -> str:
+    remedy = "give an exported folder such as exp/RUN/hf/latest"
+    local = looks_like_path(name) or Path(name).exists() or name.count("/") > 1
+    if local and not (Path(name).expanduser() / "config.json").is_file():
+        raise ConfigError(f"--model '{name}' holds no config.json; {remedy}")
+    try:
+        found = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model '{name}' cannot be loaded: {error}") from error
+    if not found:
+        raise ConfigError(f"--model '{name}' has a config.json without model_type; {remedy}")
+    return found
+
+
+def _device(name: str) -> torch.device:
+    if not name:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device '{name}' is not there: {str(error).splitlines()[0]}") from error
+    return device
