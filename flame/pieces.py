@@ -6,6 +6,7 @@ offset and one size (torch/distributed/tensor/_utils.py, ``compute_local_shape_a
 only where the part is contiguous, and where FSDP's ranks divide what tensor parallelism left.
 """
 
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -18,10 +19,11 @@ def is_strided(tensor: DTensor) -> bool:
     return any(isinstance(placement, _StridedShard) for placement in tensor.placements)
 
 
-def held(tensor: DTensor) -> list[torch.Tensor]:
-    """For each dimension of the whole tensor, the indices this rank holds, in the order of its local tensor."""
+def held(tensor: DTensor, coordinate: Sequence[int] | None = None) -> list[torch.Tensor]:
+    """For each dimension of the whole tensor, the indices a rank holds, in the order of its local tensor; this rank, or
+    the one at ``coordinate`` of the tensor's mesh."""
     indices = [torch.arange(size) for size in tensor.shape]
-    coordinate = tensor.device_mesh.get_coordinate()
+    coordinate = coordinate or tensor.device_mesh.get_coordinate()
     assert coordinate is not None
     # The innermost dimension of the mesh (tensor parallelism) was applied first; FSDP cuts what that left.
     for dimension in reversed(range(tensor.device_mesh.ndim)):

@@ -20,7 +20,6 @@ from flame.config.sections import (
     Data,
     Debug,
     Export,
-    Guard,
     Job,
     JobConfig,
     Metrics,
@@ -31,6 +30,7 @@ from flame.config.sections import (
     Training,
     Validation,
 )
+from flame.config.stability import Guard, Moe
 from flame.config.writing import to_toml
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "JobConfig",
     "Metrics",
     "Model",
+    "Moe",
     "Optimizer",
     "Source",
     "TaskOptions",

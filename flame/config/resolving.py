@@ -9,12 +9,13 @@ from flame import compat
 from flame.config.bounds import check_bounds
 from flame.config.files import locate, looks_like_path
 from flame.config.layout import check_microbatches, check_parallelism, data_parallel_degree
+from flame.config.optimization import resolve_optimizer
 from flame.config.sections import SOURCE_FORMATS, JobConfig, Source
 from flame.errors import ConfigError, closest
 from flame.hardware import cpu_bfloat16
 
-OPTIMIZERS = ("AdamW", "Adam")
-"""Names ``optimizer.name`` may have."""
+_STEPS = 10_000
+"""Length of a run where nothing says it."""
 
 _LOCAL_SOURCE = re.compile(r"^[./~]|\.(parquet|jsonl?|txt)(\.gz|\.zst)?$")
 _SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?\s*[KMGT]i?B")
@@ -39,9 +40,10 @@ def resolve(config: JobConfig, world_size: int) -> None:
     check_parallelism(config)
     _check_model(config)
     _check_sources(config)
-    _check_optimization(config)
+    resolve_optimizer(config.optimizer)
     _check_memory(config)
     _check_checkpoint(config)
+    _resolve_length(config)
     _resolve_precision(config)
     _resolve_lengths(config)
     _resolve_batches(config, data_parallel_degree(config, world_size))
@@ -92,12 +94,18 @@ def _check_source(name: str, source: Source) -> None:
         raise ConfigError(f"{name}.path = '{source.path}' does not exist.")
 
 
-def _check_optimization(config: JobConfig) -> None:
-    if config.optimizer.name not in OPTIMIZERS:
+def _resolve_length(config: JobConfig) -> None:
+    training = config.training
+    given = [key for key in ("tokens_per_param", "tokens", "flops") if getattr(training, key)]
+    if len(given) > 1:
+        values = ", ".join(f"training.{key} = {getattr(training, key):g}" for key in given)
+        raise ConfigError(f"{values} each say how long the run is; keep one of them.")
+    if training.count_params != "all" and given != ["tokens_per_param"]:
         raise ConfigError(
-            f"optimizer.name = '{config.optimizer.name}' must be one of {', '.join(OPTIMIZERS)}."
-            f"{closest(config.optimizer.name, OPTIMIZERS)}"
+            f"training.count_params = '{training.count_params}' has no effect without training.tokens_per_param."
         )
+    if not given:
+        training.steps = training.steps or _STEPS
 
 
 def _check_memory(config: JobConfig) -> None:

@@ -12,7 +12,9 @@ from typing import Literal
 
 from torchtitan.config import job_config as titan
 
+from flame.config.optimization import Optimizer
 from flame.config.parallelism import Parallelism
+from flame.config.stability import Guard, Moe
 from flame.errors import ConfigError
 
 SOURCE_FORMATS = ("", "parquet", "jsonl", "txt", "hub", "builtin")
@@ -69,22 +71,23 @@ class Model(titan.Model):
 
 
 @dataclass
-class Optimizer(titan.Optimizer):
-    """How the weights are stepped."""
-
-    name: str = "AdamW"
-    """Optimizer: `AdamW` or `Adam`."""
-
-    beta1: float = 0.9
-    """Decay of the running mean of the gradients, in [0, 1)."""
-
-    beta2: float = 0.95
-    """Decay of the running mean of the squared gradients, in [0, 1)."""
-
-
-@dataclass
 class Training(titan.Training):
     """Shape, length and precision of the training steps."""
+
+    steps: int = 0
+    """Optimizer steps of the run; 0 for as many as `tokens_per_param`, `tokens` or `flops` pay for, else 10000."""
+
+    tokens_per_param: float = 0.0
+    """Length of the run in tokens for each parameter of the model, such as 20; 0 to say it otherwise."""
+
+    count_params: Literal["all", "without_embeddings"] = "all"
+    """Which parameters `tokens_per_param` counts; an embedding that is also the output head counts as head."""
+
+    tokens: int = 0
+    """Length of the run in tokens; 0 to say it otherwise."""
+
+    flops: float = 0.0
+    """Length of the run in floating-point operations of the model; 0 to say it otherwise."""
 
     local_batch_size: int = 8
     """Rows per device in one forward pass; 0 shares `global_batch_size` out over the devices."""
@@ -261,17 +264,6 @@ class Export:
 
 
 @dataclass
-class Guard:
-    """What happens when a step goes wrong."""
-
-    skip_nan_inf: bool = True
-    """Whether a step with a non-finite gradient is skipped, leaving weights, moments and schedule as they were."""
-
-    max_consecutive_skips: int = 50
-    """Skipped steps in a row after which the run ends with an error."""
-
-
-@dataclass
 class Debug(titan.Debug):
     """Randomness and determinism."""
 
@@ -298,3 +290,4 @@ class JobConfig(titan.JobConfig):
     task: TaskOptions = field(default_factory=TaskOptions)
     export: Export = field(default_factory=Export)
     guard: Guard = field(default_factory=Guard)
+    moe: Moe = field(default_factory=Moe)

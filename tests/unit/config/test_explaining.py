@@ -42,8 +42,8 @@ def test_an_unused_section_is_said_to_be_unused():
 
 
 def test_default_range_and_type_are_told():
-    lines = explain("--optimizer.lr").splitlines()
-    assert {"  type: a number", "  default: 0.0008", "  range: above 0"} <= set(lines)
+    lines = explain("--optimizer.matrix_lr").splitlines()
+    assert {"  type: a number", "  default: 0.02", "  range: above 0"} <= set(lines)
 
 
 @pytest.mark.parametrize("name", ["data.sources", "data.sources.N", "data.sources.3"])
@@ -93,7 +93,7 @@ def test_the_config_verb(capsys):
     assert main(["explain", "training.steps", "optimizer"]) == 0
     assert "training.steps" in capsys.readouterr().out
     assert main(["list"]) == 0
-    assert "training.steps = 10000" in capsys.readouterr().out
+    assert "training.steps = 0" in capsys.readouterr().out
     assert main(["--help"]) == 0
 
 
