@@ -6,7 +6,7 @@ A model that is sharded over devices reads only its own rows, so no process ever
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -37,6 +37,11 @@ class HfWeights:
     folder: Path
     files: Mapping[str, Path]
     tensors: Mapping[str, TensorInfo]
+
+    def renamed(self, rename: Callable[[str], str]) -> "HfWeights":
+        """The same tensors under other names."""
+        files, tensors = ({rename(name): value for name, value in held.items()} for held in (self.files, self.tensors))
+        return HfWeights(self.folder, files, tensors)  # type: ignore[arg-type]
 
     def read(self, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
         """Returns a block of a tensor.

@@ -5,10 +5,12 @@
 The step starts a run: as ``step-0`` of its checkpoint folder, or as ``checkpoint.initial_load_path``.
 """
 
+import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from flame.checkpoint.layout import step_folder, step_of
 from flame.checkpoint.safetensors_file import PIECE_BYTES, TensorInfo, read_into, write_all
 from flame.checkpoint.storage import StepWriter, seal
 from flame.checkpoint.stored import data_offset
+from flame.convert import renamer
 from flame.errors import CheckpointError
 
 JOB_BYTES = 32 * 1024 * 1024
@@ -42,19 +45,21 @@ def import_hf(
         model: A local folder, or a hub id, which is downloaded.
         checkpoint: The step folder ``.../step-N``; of any other folder, its ``step-0``.
         progress: Whether to show a progress bar.
-        rename: Turns a parameter's name in the folder into its name in the step.
+        rename: Turns a parameter's name in the folder into its name in the step; default: by ``checkpoint_names`` of
+            the family, where it is one of ``custom_models``.
 
     Returns:
         The step folder.
 
     Raises:
-        CheckpointError: The weights cannot be read, or the step exists already.
+        CheckpointError: The weights or the config cannot be read, or the step exists already.
     """
     step = checkpoint if step_of(checkpoint) >= 0 else step_folder(checkpoint, 0)
     if step.exists():
         raise CheckpointError(f"{step} exists already: remove it or name another folder")
-    weights = open_weights(local_folder(model))
-    sources = {(rename or str)(name): name for name in weights.tensors}
+    folder = local_folder(model)
+    weights, rename = open_weights(folder), rename or renamer(_other_names(folder))
+    sources = {rename(name): name for name in weights.tensors}
     state = {
         name: torch.empty(weights.tensors[source].shape, dtype=weights.tensors[source].dtype, device="meta")
         for name, source in sources.items()
@@ -63,6 +68,25 @@ def import_hf(
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         save(state, storage_writer=_CopyingWriter(step, weights, sources, progress), no_dist=True)
     return step
+
+
+def _other_names(folder: Path) -> Mapping[str, str]:
+    """Names that the weights of the folder's family have in another layout -> the model's."""
+    path = folder / "config.json"
+    try:
+        family = str(json.loads(path.read_text(encoding="utf-8")).get("model_type", "")) if path.is_file() else ""
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no HuggingFace config ({error}): copy or download it again") from None
+    if not family.isidentifier() or find_spec("custom_models") is None or find_spec(f"custom_models.{family}") is None:
+        return {}
+    # transformers would count against the memory of every other conversion.
+    from flame.models.config import tiny_config
+    from flame.plugin import load_plugin
+
+    plugin = load_plugin(family)
+    config = type(tiny_config(plugin))
+    heads = [auto._model_mapping for auto in plugin.auto_classes.values()]  # type: ignore[attr-defined]
+    return next((getattr(head[config], "checkpoint_names", {}) for head in heads if config in head), {})
 
 
 def local_folder(model: str | Path, patterns: Sequence[str] = ("*.safetensors", "*.json")) -> Path:

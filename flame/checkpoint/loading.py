@@ -16,6 +16,7 @@ from flame.checkpoint.layout import DCP_METADATA, MANIFEST, DamagedStepError, ch
 from flame.checkpoint.storage import StepReader
 from flame.checkpoint.stored import TRAINING_STATES, model_keys, read_metadata
 from flame.checkpoint.tied import resolve_tied
+from flame.convert import renamer
 from flame.errors import CheckpointError
 
 # What a broken file makes DCP raise; everything else says that step and job do not belong together.
@@ -82,14 +83,15 @@ def load_hf(
 
     Args:
         model: Name -> tensor, on this rank.
-        model_parts: The modules these belong to; they say which stored tensors may be left over.
+        model_parts: The modules these belong to; they say which stored tensors may be left over, and what else the
+            family's weights may be called (``checkpoint_names``).
         folder: The folder.
         tied: Name -> name of the tensor it shares storage with.
 
     Raises:
         CheckpointError: The folder cannot be read or is another model's.
     """
-    weights = decided_by_all(lambda: open_weights(folder))[0]
+    weights = decided_by_all(lambda: open_weights(folder))[0].renamed(renamer(_other_names(model_parts)))
     resolved = resolve_tied(model, tied, weights.tensors)
     shapes = decided_by_all(lambda: {name: tuple(tensor.shape) for name, tensor in resolved.items()})
     ignored = {p for part in model_parts for p in getattr(part, "_keys_to_ignore_on_load_unexpected", None) or ()}
@@ -97,6 +99,11 @@ def load_hf(
     wanted = {name: shape for rank in shapes for name, shape in rank.items()}
     check_fit(wanted, {name: info.shape for name, info in weights.tensors.items()}, folder, ignored | set(tied))
     fill(resolved, weights)
+
+
+def _other_names(model_parts: Iterable[nn.Module]) -> dict[str, str]:
+    """Names that the family's weights have in another layout -> the model's."""
+    return {other: own for part in model_parts for other, own in getattr(part, "checkpoint_names", {}).items()}
 
 
 def check_initial(folder: Path) -> None:
