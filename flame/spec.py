@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 import torchtitan.protocols.train_spec as titan_spec
-from torchtitan.components.lr_scheduler import build_lr_schedulers
-from torchtitan.components.optimizer import build_optimizers
 from torchtitan.distributed import ParallelDims
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.import_utils import is_flash_attn_2_available
@@ -21,6 +19,7 @@ from flame.errors import ConfigError
 from flame.metrics import Metrics
 from flame.models.build import ModelArgs, build_model, model_class
 from flame.models.config import fit_tokenizer, load_config
+from flame.optim import build_lr_schedulers, build_optimizers, derive_steps
 from flame.parallel.checks import check_layout, find_anatomy
 from flame.parallel.layout import Layout
 from flame.parallel.passes import Passes, build_passes
@@ -63,8 +62,9 @@ def load_job(config: JobConfig) -> Job:
     grown = fit_tokenizer(model_config, tokenizer)
     model_config._attn_implementation = attention(config)
     task_class = load_task(config.task.name, config.model.plugin_path)
+    cls = model_class(plugin, model_config, task_class.head)  # type: ignore[attr-defined]
+    derive_steps(config, cls, model_config, plugin)
     task = task_class(config.task, tokenizer=tokenizer, config=config)
-    cls = model_class(plugin, model_config, task.head)
     cls.init_seed = config.debug.seed  # type: ignore[attr-defined]
     task.extend(cls, model_config)
     return Job(config, plugin, model_config, cls, tokenizer, task, grown)
@@ -164,7 +164,7 @@ def make_train_spec(job: Job) -> titan_spec.TrainSpec:
         model_args={job.config.model.flavor: args},
         parallelize_fn=lambda model, layout, config: lay_out(job, model, layout).parts[0],  # type: ignore[arg-type]
         pipelining_fn=lambda model, layout, *_: _stages(lay_out(job, model, layout)),  # type: ignore[arg-type]
-        build_optimizers_fn=build_optimizers,
+        build_optimizers_fn=lambda parts, keys, layout, *_: build_optimizers(parts, job.config, layout),  # type: ignore[arg-type]
         build_lr_schedulers_fn=build_lr_schedulers,
         build_dataloader_fn=lambda dp_rank, dp_world_size, **_: train_loader(
             job.config, job.task.encoder(), dp_rank, dp_world_size

@@ -112,13 +112,13 @@ class Trainer(TitanTrainer):
 
     def _prepared(self, data_iterator: Iterator[Batch]) -> list[Batch]:
         """The step's micro-batches after ``Task.draw`` and ``Task.prepare``, which may change labels and so come before
-        the count. What they draw depends on (seed, step, micro-batch) and on (seed, step, row of the global batch)."""
+        the count. What they draw depends on (seed, step) and on (seed, step, row of the global batch)."""
         rows, task = self.job_config.training.local_batch_size, self.job.task
         seed, passes = self.job_config.debug.seed, self.gradient_accumulation_steps
-        batches = []
+        batches, task.step = [], self.step
+        drawn = task.draw(seeded(seed, self.step, _SHARED_DRAWS))
         for index in range(passes):
             inputs, labels = next(data_iterator)
-            drawn = task.draw(seeded(seed, self.step, _SHARED_DRAWS, index))
             first = rows * (passes * self._data_rank() + index)
             generators = (seeded(seed, self.step, first + row) for row in range(len(labels)))
             batches.append(task.prepare_rows(({**inputs, **drawn}, labels), generators))

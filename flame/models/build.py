@@ -94,7 +94,16 @@ def build_model(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrai
         config, dtype=torch.get_default_dtype(), attn_implementation=config._attn_implementation or None
     )
     model.config.use_cache = False
+    _train_every_token(model)
     return model
+
+
+def _train_every_token(model: PreTrainedModel) -> None:
+    """Gives the embedding of ``pad_token_id`` gradients as well, which torch withholds from a padding index: most
+    tokenizers pad with the token that ends documents, and labels say what is not scored."""
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding):
+        embedding.padding_idx = None
 
 
 def count_parameters(cls: type[PreTrainedModel], config: PreTrainedConfig) -> int:

@@ -25,6 +25,8 @@ class Task:
     """The head of the model family that this task trains."""
     objectives: ClassVar[tuple[str, ...]] = ("autoregressive",)
     """The objectives of families (``ModelPlugin.objective``) that this task trains."""
+    step: int = 0
+    """The training step under way, for what changes over training."""
 
     def __init__(self, options: TaskOptions, tokenizer: PreTrainedTokenizerFast, config: JobConfig) -> None:
         self.options = options
@@ -45,10 +47,11 @@ class Task:
         """Looks at a scaled-down model before training; raises ``ConfigError`` where the task cannot be right."""
 
     def draw(self, generator: torch.Generator) -> dict[str, Any]:
-        """Draws what all ranks must agree on for a micro-batch (a depth, a length): plain values, not tensors.
+        """Draws what all rows of a step have alike (a depth, a length): plain values, not tensors.
 
-        They join the inputs before ``prepare``. ``generator`` is seeded by (seed, step, micro-batch): equal on every
-        rank, and for a resumed step. Validation draws nothing: its inputs are the loader's and those of ``variants``.
+        They join the inputs before ``prepare``. ``generator`` is seeded by (seed, step): the same for a resumed step,
+        every rank, and any number of micro-batches. Validation draws nothing: its inputs are the loader's and those of
+        ``variants``.
         """
         return {}
 

@@ -17,11 +17,18 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from flame.config import JobConfig, TaskOptions
 from flame.data import TextEncoder
-from flame.data.batch import Inputs
+from flame.data.batch import Batch, Inputs
 from flame.errors import ConfigError
-from flame.losses import cross_entropy_sum
+from flame.losses import IGNORE_INDEX, cross_entropy_sum
 from flame.models.documents import document_inputs, documents_are_isolated
-from flame.models.head import head_is_last, loss_in_head
+from flame.models.head import head_is_last, loss_in_head, scoring_head
+from flame.models.mtp import (
+    add_further_layers,
+    further_layers,
+    let_go_of_further_layers,
+    take_further_tokens,
+    with_further_tokens,
+)
 from flame.models.trial import trial_model
 from flame.tasks.base import Task, scored
 from flame.tokenizer import token_bytes
@@ -45,6 +52,16 @@ class CausalLMOptions(TaskOptions):
     follows the output head; "on" refuses the others; "off" computes all logits.
     """
 
+    mtp_loss_weight: float = 0.0
+    """
+    Weight of the loss of predicting tokens beyond the next one, by the `num_nextn_predict_layers` layers of the model's
+    config (DeepSeek-V3: 0.3, later 0.1); 0 trains without such layers.
+    """
+
+    def __post_init__(self) -> None:
+        if self.mtp_loss_weight < 0:
+            raise ConfigError(f"task.mtp_loss_weight = {self.mtp_loss_weight:g} must be at least 0.")
+
 
 class CausalLM(Task):
     """Cross entropy of the next token; bits per byte compare tokenizers."""
@@ -57,9 +74,24 @@ class CausalLM(Task):
         self.documents = "position_ids"
         self.loss_in_head = False
         self._token_bytes = token_bytes(tokenizer)
+        self._further = 0  # tokens predicted beyond the next one
+        self._further_loss: tuple[torch.Tensor, torch.Tensor] | None = None  # sum and labels of the last micro-batch
 
     def encoder(self) -> TextEncoder:
         return TextEncoder(self.tokenizer, add_bos=self.config.data.add_bos, add_eos=self.config.data.add_eos)
+
+    def extend(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+        """Adds the layers that predict further tokens, if their loss counts."""
+        let_go_of_further_layers(model_class, config)
+        if not self.options.mtp_loss_weight:
+            return
+        if self.config.parallelism.pipeline_parallel_degree > 1:
+            raise ConfigError(
+                "task.mtp_loss_weight: layers that predict further tokens need embedding and head on one rank; set "
+                "parallelism.pipeline_parallel_degree to 1, or the weight to 0"
+            )
+        add_further_layers(model_class, config)
+        self._further = further_layers(config)
 
     def check(self, model_class: type[nn.Module], config: PreTrainedConfig, documents: str) -> None:
         """Finds out on a scaled-down model where the loss may be taken and that packed documents stay apart."""
@@ -73,12 +105,23 @@ class CausalLM(Task):
                     getattr(config, name),
                     config.model_type,
                 )
+        if getattr(config, "output_router_logits", False):
+            log.warning(
+                "output_router_logits of '%s' adds a loss to the one that the model itself computes; flame balances "
+                "experts by moe.sequence_balance_loss",
+                config.model_type,
+            )
         small = trial_model(model_class, config)
         if small is None:
             self._check_nothing(config.model_type)
             return
         if self.config.training.varlen:
             self._check_documents(small, documents)
+        if self._further and not head_is_last(small):
+            raise ConfigError(
+                f"task.mtp_loss_weight: '{config.model_type}' changes its logits after the head, which its further "
+                "layers would miss; set it to 0"
+            )
         layout = self.config.parallelism
         if self.options.linear_cross_entropy == "off" or (
             layout.disable_loss_parallel and layout.tensor_parallel_degree > 1
@@ -104,10 +147,10 @@ class CausalLM(Task):
 
     def _check_nothing(self, model_type: str) -> None:
         """For a family that cannot be tried: all logits are computed, and what needs proof is refused."""
-        if self.config.training.varlen or self.options.linear_cross_entropy == "on":
+        if self.config.training.varlen or self.options.linear_cross_entropy == "on" or self._further:
             raise ConfigError(
-                f"family '{model_type}' cannot be scaled down to prove training.varlen or task.linear_cross_entropy = "
-                "'on'; set them to false and 'auto'"
+                f"family '{model_type}' cannot be scaled down to prove training.varlen, task.mtp_loss_weight or "
+                "task.linear_cross_entropy = 'on'; set them to false, 0 and 'auto'"
             )
 
     def loss(self, outputs: Any, labels: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -116,10 +159,48 @@ class CausalLM(Task):
     def model_inputs(self, inputs: Inputs) -> Inputs:
         return document_inputs(inputs, self.documents)
 
+    def prepare(self, inputs: Inputs, labels: torch.Tensor, generator: torch.Generator) -> Batch:
+        inputs, labels = super().prepare(inputs, labels, generator)
+        return with_further_tokens(inputs, labels, self._further), labels
+
     def loss_sum(self, model: Any, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
+        """The summed loss of the next token; that of further tokens is in its gradient, not in its value."""
+        inputs, ids, further_labels = take_further_tokens(inputs)
+        if ids and torch.is_grad_enabled():
+            return self._loss_with_further(model, inputs, labels, ids, further_labels)
         if self.loss_in_head:
             return loss_in_head(model, self.model_inputs(inputs), labels)
         return super().loss_sum(model, inputs, labels)
+
+    def _loss_with_further(
+        self,
+        model: Any,
+        inputs: Inputs,
+        labels: torch.Tensor,
+        ids: list[torch.Tensor],
+        further_labels: list[torch.Tensor],
+    ) -> torch.Tensor:
+        given = {**self.model_inputs(inputs), "further_ids": ids}
+        if self.loss_in_head:
+            with scoring_head(model, [labels, *further_labels]):
+                outputs, further = model(**given)
+            loss = outputs.logits
+        else:
+            outputs, logits = model(**given)
+            loss = self.loss(outputs, labels, inputs)
+            further = [cross_entropy_sum(*pair) for pair in zip(logits, further_labels, strict=True)]
+        total = torch.stack(further).sum()
+        count = torch.stack([(each != IGNORE_INDEX).sum() for each in further_labels]).sum()
+        self._further_loss = (total.detach(), count)
+        added = self.options.mtp_loss_weight / len(further) * total
+        return loss + (added - added.detach())
+
+    def observed(self) -> dict[str, float]:
+        """``mtp_loss``: the mean loss of further tokens in this rank's last micro-batch."""
+        if self._further_loss is None:
+            return {}
+        total, count = self._further_loss
+        return {"mtp_loss": (total / count.clamp_min(1)).item()}
 
     def counts(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         if self._token_bytes.device != labels.device:

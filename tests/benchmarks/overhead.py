@@ -58,8 +58,10 @@ def hand_loop(config_file: Path, dtype: str, steps: int, batch: int, length: int
     return batch * length / statistics.median(times[steps // 3 :])
 
 
-def flame_run(config_file: Path, dtype: str, steps: int, batch: int, length: int, compiled: bool) -> float:
-    """Tokens/s that flame itself reports, data path and all."""
+def flame_run(
+    config_file: Path, dtype: str, steps: int, batch: int, length: int, compiled: bool, **more: object
+) -> float:
+    """Tokens/s that flame itself reports, data path and all; ``more`` are keys of the job, dots as ``__``."""
     with tempfile.TemporaryDirectory() as folder:
         words = {
             "model.config": config_file,
@@ -74,6 +76,7 @@ def flame_run(config_file: Path, dtype: str, steps: int, batch: int, length: int
             "compile.enable": str(compiled).lower(),
             "metrics.log_freq": 1,
             "checkpoint.enable": "false",
+            **{key.replace("__", "."): value for key, value in more.items()},
         }
         command = [sys.executable, "-m", "flame.launch", *(f"--{key}={value}" for key, value in words.items())]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "NGPU": "1"})

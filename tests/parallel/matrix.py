@@ -68,8 +68,23 @@ TITLES = {
     "generate": "generates",
     "varlen": "packs",
 }
-COLUMNS = {"transformers": list(LAYOUTS), "fla": ["fsdp", "tp", "pp", "cp", "resume", "generate", "varlen"]}
-PAGES = {"transformers": Path("docs/parallelism_matrix.md"), "fla": Path("docs/fla_families.md")}
+LIFE = ["resume", "generate", "varlen"]
+COLUMNS = {
+    "transformers": list(LAYOUTS),
+    "fla": ["fsdp", "tp", "pp", "cp", *LIFE],
+    "custom_models": ["fsdp", "tp", "pp", "cp", "cp_alltoall", *LIFE],
+}
+PAGES = {
+    "transformers": Path("docs/parallelism_matrix.md"),
+    "fla": Path("docs/fla_families.md"),
+    "custom_models": Path("docs/custom_families.md"),
+}
+# What a job says besides, by the objective of its family.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "autoregressive": {},
+    "recurrent_depth": {"task.name": "recurrent_depth"},
+    "masked_diffusion": {"task.name": "masked_diffusion", "task.random_length_share": 0.0},
+}
 FAILURES = ("differs", "crash", "hang")
 # Families that look both ways unless they are told not to.
 _ENCODERS = (
@@ -323,6 +338,7 @@ class Bench:
             # Adam makes full steps of gradients that are nothing but rounding; this keeps them small.
             "optimizer.eps": 1e-5,
             "parallelism.preflight": "always",
+            **OBJECTIVES[load_plugin(model_type).objective],
             **changes,
         }
         file = write_job(self.materials, folder, job)
@@ -442,7 +458,7 @@ def table(cells: dict[tuple[str, str], Cell], names: list[str], layouts: list[st
     text = [
         "# Families and parallelisms",
         "",
-        f"Written by `python -m tests.parallel.matrix{' --origin fla' if origin == 'fla' else ''}` with "
+        f"Written by `python -m tests.parallel.matrix{f' --origin {origin}' if origin != 'transformers' else ''}` with "
         + ", ".join(f"{name} {version}" for name, version in versions().items())
         + ".",
         "",
@@ -455,7 +471,7 @@ def table(cells: dict[tuple[str, str], Cell], names: list[str], layouts: list[st
         f"- `≈`: to {LARGEST_TOLERANCE:g} only, because the family is so sensitive to rounding that one process which "
         "takes the batch in two halves is off as well.",
         "- `–`: refused before the first step, for the reason of that number below.",
-        *(_FLA_COLUMNS if origin == "fla" else ["- empty: the family has no experts."]),
+        *(["- empty: the family has no experts."] if origin == "transformers" else _LIFE_COLUMNS),
         "",
         *counts,
         "",
@@ -470,7 +486,7 @@ def table(cells: dict[tuple[str, str], Cell], names: list[str], layouts: list[st
     return "\n".join(text) + "\n"
 
 
-_FLA_COLUMNS = [
+_LIFE_COLUMNS = [
     "- Options are those of a family's default config; `tests/parallel/test_units.py` tries some others.",
     "- resumes: a run that stopped one step early and went on equals one that did not.",
     "- generates: from the exported folder, tokens one by one have the logits of the whole sequence, and `generate` "
@@ -539,11 +555,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--again", action="store_true", help="try what the log says is refused once more")
     parser.add_argument("--jobs", type=int, default=1, help="families at a time; each takes two processes")
     options = parser.parse_args(argv)
-    names = sorted(
-        family.model_type
-        for family in families()
-        if family.trains_here and (family.origin == "fla") == (options.origin == "fla")
-    )
+    names = sorted(family.model_type for family in families() if family.trains_here and family.origin == options.origin)
     names = sorted(options.families.split(",")) if options.families else names
     layouts = [name for name in COLUMNS[options.origin] if not options.layouts or name in options.layouts.split(",")]
     options.output = options.output or PAGES[options.origin]

@@ -76,3 +76,12 @@ def test_a_model_built_on_meta_becomes_the_plain_one(process_group: None, tied: 
 def test_a_head_that_the_family_lacks_is_refused() -> None:
     with pytest.raises(ConfigError, match="family 'llama' has no head 'ctc' \\(it has: causal_lm\\)"):
         model_class(load_plugin("llama"), CONFIG, "ctc")
+
+
+def test_the_token_that_pads_learns_too() -> None:
+    """Most tokenizers pad with the token that ends documents."""
+    config = LlamaConfig(**SIZES, num_attention_heads=2, num_key_value_heads=1, pad_token_id=2, eos_token_id=2)
+    model = build_model(llama_class(config), config)
+    ids = torch.tensor([[5, 2, 7]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert model.model.embed_tokens.weight.grad[2].any()
