@@ -63,10 +63,10 @@ def load_job(config: JobConfig) -> Job:
     model_config._attn_implementation = attention(config)
     task_class = load_task(config.task.name, config.model.plugin_path)
     cls = model_class(plugin, model_config, task_class.head)  # type: ignore[attr-defined]
-    derive_steps(config, cls, model_config, plugin)
     task = task_class(config.task, tokenizer=tokenizer, config=config)
     cls.init_seed = config.debug.seed  # type: ignore[attr-defined]
     task.extend(cls, model_config)
+    derive_steps(config, cls, model_config, plugin)
     return Job(config, plugin, model_config, cls, tokenizer, task, grown)
 
 

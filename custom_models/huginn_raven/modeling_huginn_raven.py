@@ -64,6 +64,8 @@ class RavenPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["SandwichBlock"]  # noqa: RUF012
     _shared_blocks = ("transformer.core_block",)
     """Lists of blocks that one forward pass runs several times."""
+    _fused_projections = {"fc": "halves"}  # noqa: RUF012
+    """Projections that are several in one, for optimizers that treat matrices as wholes."""
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True

@@ -49,8 +49,8 @@ class Optimizer(titan.Optimizer):
     matrix_lr: float = 0.02
     """Muon: learning rate of matrices."""
 
-    embedding_lr: float = 0.2
-    """Muon: learning rate of embeddings, for width 768; meant for embeddings of variance 1, else take far less."""
+    embedding_lr: float | None = None
+    """Muon: learning rate of embeddings, for width 768; unset for 0.2 times the root mean square they start with."""
 
     head_lr: float = 0.004
     """Muon: learning rate of the output head and of embeddings tied to it, for width 768."""

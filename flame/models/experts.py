@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torchtitan.distributed import ParallelDims
 
+from flame import compat
 from flame.config import JobConfig, Moe
 from flame.errors import ConfigError
 from flame.models.balance import SCORES, Routing, attach_loss, fitting_scores, routing_of, sequence_balance
@@ -196,10 +197,19 @@ def watch_experts(parts: Iterable[nn.Module], config: JobConfig, layout: Paralle
         parts: the model, or this rank's stages of it, with storage.
         config: the job, resolved.
         layout: its grid of devices.
+
+    Raises:
+        ConfigError: a balance loss is asked for, and no stage has a router.
     """
     routers = [router for part in parts for router in find_routers(part)]
     groups = {name: layout.get_optional_mesh(name) for name in ("loss", "cp", "pp")}
     data, context, stages = (mesh.get_group() if mesh is not None else None for mesh in groups.values())
+    if config.moe.sequence_balance_loss:
+        found = torch.tensor(len(routers), device=compat.DEVICE_TYPE)
+        if stages is not None:
+            dist.all_reduce(found, group=stages)
+        if not found:
+            raise ConfigError("moe.sequence_balance_loss: flame finds no router of experts in the model; set it to 0")
     training = config.training
     length = training.seq_len // config.parallelism.context_parallel_degree
     return Experts(routers, config.moe, training.global_batch_size, length, data, context, stages)

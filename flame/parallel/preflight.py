@@ -273,7 +273,10 @@ def _subject(trial: Trial) -> dict[str, Any]:
     layout = trial.layout
     degrees = {name: getattr(layout, name) for name in ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep")}
     source = inspect.getsourcefile(trial.model_class.__mro__[2])
-    rooms = [Path(__file__).parent, *(Path(__file__).parents[1] / name for name in ("ops", "models/families"))]
+    rooms = [
+        Path(__file__).parent,
+        *(Path(__file__).parents[1] / name for name in ("ops", "models", "models/families")),
+    ]
     files = [file for room in rooms for file in sorted(room.glob("*.py"))] + ([Path(source)] if source else [])
     return {
         "layout": {**asdict(trial.config.parallelism), **degrees, "preflight": None},
@@ -281,7 +284,7 @@ def _subject(trial: Trial) -> dict[str, Any]:
         "attention": trial.model_config._attn_implementation,
         "class": trial.model_class.__name__,
         "code": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
-        "task": trial.config.task.name,
+        "task": asdict(trial.config.task),
         "varlen": trial.config.training.varlen,
         "recompute": asdict(trial.config.activation_checkpoint),
         "device": compat.DEVICE_TYPE,

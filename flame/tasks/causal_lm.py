@@ -81,9 +81,12 @@ class CausalLM(Task):
         return TextEncoder(self.tokenizer, add_bos=self.config.data.add_bos, add_eos=self.config.data.add_eos)
 
     def extend(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
-        """Adds the layers that predict further tokens, if their loss counts."""
+        """Adds the layers that predict further tokens, if their loss counts; else the config asks for none, so that
+        no exported folder claims layers that nobody trained."""
         let_go_of_further_layers(model_class, config)
         if not self.options.mtp_loss_weight:
+            if further_layers(config):
+                config.get_text_config().num_mtp_layers = 0
             return
         if self.config.parallelism.pipeline_parallel_degree > 1:
             raise ConfigError(

@@ -260,10 +260,10 @@ class Bench:
         if layout == "resume":
             run, cell = self._resume(model_type, values)
         elif layout == "varlen":
-            run, cell = self._train(model_type, values, layout, {"training.varlen": True}, world=1)
+            run, cell = self.train(model_type, values, layout, {"training.varlen": True}, world=1)
             return replace(cell, seconds=time.monotonic() - start)
         else:
-            run, cell = self._train(model_type, values, layout, LAYOUTS[layout])
+            run, cell = self.train(model_type, values, layout, LAYOUTS[layout])
         if run is not None and (what := difference(run, reference, TOLERANCE)):
             sensitive = not difference(run, reference, LARGEST_TOLERANCE) and self._is_sensitive(values, reference)
             cell = replace(cell, reason=what, outcome="equal" if sensitive else "differs")
@@ -273,14 +273,14 @@ class Bench:
 
     def _resume(self, model_type: str, values: dict[str, Any]) -> tuple[Run | None, Cell]:
         """A run that ended one step early and was started again for the last one."""
-        run, cell = self._train(model_type, values, "resume", {"training.steps": STEPS - 1}, world=1)
+        run, cell = self.train(model_type, values, "resume", {"training.steps": STEPS - 1}, world=1)
         if run is None:
             return None, cell
-        return self._train(model_type, values, "resume", {}, world=1, folder=run.folder)
+        return self.train(model_type, values, "resume", {}, world=1, folder=run.folder)
 
     def _generate(self, model_type: str, values: dict[str, Any]) -> Cell:
         """Whether the exported folder decodes token by token what it computes on whole sequences."""
-        run, cell = self._train(model_type, values, "generate", {"export.enable": True}, world=1)
+        run, cell = self.train(model_type, values, "generate", {"export.enable": True}, world=1)
         if run is None:
             return cell
         try:
@@ -293,10 +293,10 @@ class Bench:
         """Whether one process that takes the same batches in two halves, or starts with weights that are rounded
         otherwise, differs from itself as well."""
         name = reference.folder.parent.name
-        halves, _ = self._train(name, values, "halves", {"training.local_batch_size": 4}, world=1)
+        halves, _ = self.train(name, values, "halves", {"training.local_batch_size": 4}, world=1)
         if halves is None or difference(halves, reference, TOLERANCE):
             return halves is not None
-        other, _ = self._train(name, values, "shaken", {}, world=1, patch="tests.parallel.matrix:shaken")
+        other, _ = self.train(name, values, "shaken", {}, world=1, patch="tests.parallel.matrix:shaken")
         return other is not None and bool(difference(other, reference, TOLERANCE))
 
     def start(self, model_type: str) -> tuple[dict[str, Any], Run] | Cell:
@@ -310,14 +310,14 @@ class Bench:
             values = small_family(model_type)
         except Exception as error:  # whatever a config class raises for its own defaults
             return Cell(model_type, "one", "untrained", _brief(f"{type(error).__name__}: {error}"))
-        run, cell = self._train(model_type, values, "one", {}, world=1)
+        run, cell = self.train(model_type, values, "one", {}, world=1)
         if run is None:
             return replace(cell, outcome="untrained")
         if not all(loss < float("inf") for loss in run.series("loss")):
             return Cell(model_type, "one", "untrained", f"the loss is {run.series('loss')}")
         return values, run
 
-    def _train(
+    def train(
         self,
         model_type: str,
         values: dict[str, Any],

@@ -5,11 +5,12 @@ A few families of different kinds are always tried, with what became of them; al
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flame.plugin import custom_families, installed_families, transformers_families
-from tests.parallel.matrix import FAILURES, LAYOUTS, Bench, Cell, Log, difference, table, versions
+from tests.parallel.matrix import FAILURES, LAYOUTS, TOLERANCE, Bench, Cell, Log, difference, table, versions
 from tests.runs import Materials, Pool, Run
 
 # Dense, tied and windowed; experts and latent attention; convolutions for projections and no plan; a state-space
@@ -23,6 +24,10 @@ EXPECTED = {
     "nanochat": {"fsdp": "equal", "tp": "equal", "pp": "equal", "cp": "equal"},
     "phi": {"fsdp": "equal", "tp": "equal", "pp": "equal", "cp_alltoall": "equal"},
     "recurrent_gemma": {"fsdp": "equal", "tp": "refused", "pp": "equal", "cp": "refused"},
+    "huginn_raven": {"fsdp": "equal", "tp": "equal", "pp": "refused", "cp": "equal", "resume": "equal"},
+    "llada": {"fsdp": "equal", "tp": "equal", "pp": "equal", "cp_alltoall": "equal", "resume": "equal"},
+    "sba": {"tp": "equal", "pp": "equal", "cp": "refused"},
+    "nanochat_plus": {"fsdp": "equal", "tp": "equal", "pp": "refused"},
 }
 
 
@@ -37,6 +42,29 @@ def bench(materials: Materials, pool: Pool, tmp_path_factory: pytest.TempPathFac
 def test_a_family_computes_the_same_or_is_refused(bench: Bench, model_type: str, layout: str) -> None:
     cell = bench.cell(model_type, layout)
     assert cell.outcome == EXPECTED[model_type][layout], f"{cell.reason}\n{cell.detail}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training.local_batch_size": 2},
+        {"parallelism.data_parallel_shard_degree": 2, "activation_checkpoint.mode": "full"},
+        {"compile.enable": True, "compile.backend": "aot_eager"},
+    ],
+    ids=["accumulated", "recomputed", "compiled"],
+)
+@pytest.mark.parametrize("model_type", ["huginn_raven", "llada"])
+def test_what_is_drawn_for_a_step_does_not_depend_on_how_it_is_run(
+    bench: Bench, model_type: str, changes: dict[str, Any]
+) -> None:
+    """The depth of a recurrence, noise: and a core that runs many times is recomputed and compiled like any layer."""
+    started = bench.start(model_type)
+    assert not isinstance(started, Cell)
+    values, reference = started
+    world = 2 if "parallelism.data_parallel_shard_degree" in changes else 1
+    run, cell = bench.train(model_type, values, "changed", changes, world=world)
+    assert run is not None, f"{cell.reason}\n{cell.detail}"
+    assert not difference(run, reference, TOLERANCE)
 
 
 @pytest.mark.slow

@@ -155,8 +155,9 @@ def test_groups_have_nanochats_learning_rates_and_betas() -> None:
     optimizer, _ = optimizer_of("--lr_scheduler.warmup_steps", "0", "--optimizer.scalar_betas", "[0.9, 0.99]")
     scale = math.sqrt(768 / 48)
     rates = {role: group["lr"] for role, group in zip(optimizer.roles, optimizer.param_groups, strict=True)}
+    # Embeddings that start at 0.02 step by a fiftieth of what nanochat's do, which start at 1.
     assert rates == pytest.approx(
-        {"matrices": 0.02, "embeddings": 0.2 * scale, "head": 0.004 * scale, "scalars": 0.005}
+        {"matrices": 0.02, "embeddings": 0.2 * 0.02 * scale, "head": 0.004 * scale, "scalars": 0.005}
     )
     betas = [group.get("betas") for group in optimizer.param_groups]
     assert betas == [None, (0.8, 0.95), (0.8, 0.95), (0.9, 0.99)]
@@ -165,7 +166,9 @@ def test_groups_have_nanochats_learning_rates_and_betas() -> None:
 
 
 def test_without_width_scaling_rates_are_as_they_are_given() -> None:
-    optimizer, _ = optimizer_of("--lr_scheduler.warmup_steps", "0", "--no-optimizer.width-scaling")
+    optimizer, _ = optimizer_of(
+        "--lr_scheduler.warmup_steps", "0", "--no-optimizer.width-scaling", "--optimizer.embedding_lr", "0.2"
+    )
     assert [group["lr"] for group in optimizer.param_groups] == [0.02, 0.2, 0.004, 0.005]
 
 
