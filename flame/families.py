@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from flame.config import locate
+from flame.config.files import shipped
 from flame.ops.table import KERNELS_ONLY, WITHOUT_CACHE
 from flame.plugin import (
     ModelPlugin,
@@ -77,8 +79,8 @@ def main(argv: list[str]) -> int:
         trainable = sum(family.trains_here and not family.note for family in members)
         print(f"{origin}: {len(members)} families, {trainable} train here")
         if origin == "transformers" and not options.all:
-            print(f"  any causal language model; --all names them\n  {_totals(members)}")
-            continue
+            print(f"  any causal language model; --all names them\n  {_totals(members)}\n  those with named shapes:")
+            members = [family for family in members if family.model_type in _shaped()]
         print("\n".join(_table(members)), end="\n\n")
     return 0
 
@@ -115,6 +117,12 @@ def families() -> list[Family]:
     for family in found:
         first.setdefault(family.model_type, family)
     return list(first.values())
+
+
+def _shaped() -> set[str]:
+    """The families that a shipped config is of."""
+    shapes = [locate(path) for path in shipped() if path.suffix == ".json"]
+    return {json.loads(path.read_text()).get("model_type", "") for path in shapes}
 
 
 def measured(page: str) -> dict[str, dict[str, Support]]:

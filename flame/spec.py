@@ -60,7 +60,7 @@ def load_job(config: JobConfig) -> Job:
         )
     tokenizer = load_tokenizer(config.model.tokenizer_path)
     grown = fit_tokenizer(model_config, tokenizer)
-    model_config._attn_implementation = attention(config)
+    model_config._attn_implementation = attention(config, plugin.objective)
     task_class = load_task(config.task.name, config.model.plugin_path)
     cls = model_class(plugin, model_config, task_class.head)  # type: ignore[attr-defined]
     task = task_class(config.task, tokenizer=tokenizer, config=config)
@@ -109,14 +109,15 @@ def check_sources(job: Job) -> None:
         open_source(source, columns, config.data.max_document_bytes)
 
 
-def attention(config: JobConfig) -> str | None:
+def attention(config: JobConfig, objective: str) -> str | None:
     """The attention implementation of a transformers family: the job's, else what device and packing ask for; None
     leaves the choice to transformers (SDPA where the family has it)."""
     if config.model.attn_implementation:
         return config.model.attn_implementation
     if config.training.varlen and compat.DEVICE_TYPE == "cuda":
         # A dense mask over packed documents would take T x T memory.
-        return "flash_attention_2" if is_flash_attn_2_available() else "flex_attention"
+        flash = is_flash_attn_2_available() and objective != "masked_diffusion"
+        return "flash_attention_2" if flash else "flex_attention"
     return None
 
 

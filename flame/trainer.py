@@ -22,6 +22,7 @@ from flame.data.batch import Batch, to_device
 from flame.losses import IGNORE_INDEX
 from flame.metrics import Metrics
 from flame.models.experts import watch_experts
+from flame.optim import Optimizers
 from flame.parallel.gradients import clip_gradients
 from flame.parallel.layout import Layout, layout_of
 from flame.parallel.passes import Passes
@@ -151,6 +152,8 @@ class Trainer(TitanTrainer):
 
     def _clip(self) -> float:
         """Clips gradients to ``training.max_norm``; returns their norm over all ranks, before clipping."""
+        if isinstance(self.optimizers, Optimizers):
+            self.optimizers.leave_out_nonfinite()
         parameters = [parameter for part in self.model_parts for parameter in part.parameters()]
         return clip_gradients(
             parameters, self.job_config.training.max_norm, self.parallel_dims, twins=self.passes.twins

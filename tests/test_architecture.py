@@ -132,9 +132,7 @@ def test_what_an_exported_folder_carries_needs_no_flame_and_no_other_family(path
     for name, line in imports(path, everywhere=True):
         top = name.split(".")[0]
         allowed = {"torch", "transformers", "fla", *sys.stdlib_module_names}
-        assert top in allowed or name.startswith(family), (
-            f"{path}:{line} imports {name}"
-        )
+        assert top in allowed or name.startswith(family), f"{path}:{line} imports {name}"
 
 
 @pytest.mark.parametrize("path", [*SOURCES, *FAMILY_FILES], ids=lambda path: str(path.relative_to(ROOT)))

@@ -37,7 +37,8 @@ class Optimizer(titan.Optimizer):
     """What keeps divisions finite; unset for 1e-8, with `Muon` 1e-10, with `ELLISAdam` 1e-6."""
 
     weight_decay: float | None = None
-    """Decoupled weight decay; unset for 0.1, with `ELLISAdam` 0.01. With `Muon` that of matrices; unset for none."""
+    """Decoupled weight decay (of `Adam`: added to the gradient). Unset for 0.1, with `ELLISAdam` 0.01, with `Adam`
+    none; with `Muon` that of matrices, unset for none."""
 
     no_decay: list[str] | None = None
     """Parameters without weight decay: any of `matrices`, `embeddings`, `head`, `scalars`; unset for none of them, with
@@ -142,7 +143,7 @@ class Optimizer(titan.Optimizer):
 
 _OWN: dict[str, dict[str, object]] = {
     "AdamW": {"lr": 8e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "no_decay": []},
-    "Adam": {"lr": 8e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "no_decay": []},
+    "Adam": {"lr": 8e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "no_decay": []},
     "Muon": {"beta1": 0.8, "beta2": 0.95, "eps": 1e-10, "weight_decay": 0.0},
     "ELLISAdam": {"lr": 3e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-6, "weight_decay": 0.01, "no_decay": ["scalars"]},
 }

@@ -21,6 +21,8 @@ from flame.models.handout import hand_out
 from flame.plugin import ModelPlugin
 
 _FROM_HF = object()
+SELECTION_BIAS = "e_score_correction_bias"
+"""The buffer that routers add to their scores when they choose experts (https://arxiv.org/abs/2408.15664)."""
 
 
 class TitanMixin:
@@ -95,6 +97,10 @@ def build_model(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrai
     )
     model.config.use_cache = False
     _train_every_token(model)
+    for module in model.modules():
+        bias = module._buffers.get(SELECTION_BIAS)
+        if bias is not None:  # a sum of small steps, whatever the type of the weights
+            module._buffers[SELECTION_BIAS] = bias.float()
     return model
 
 

@@ -39,7 +39,8 @@ def load_config(name: str, plugin_path: str = "") -> tuple[PreTrainedConfig, Mod
     try:
         _check_spelling(name, values, AutoConfig.for_model(model_type))
         config = AutoConfig.for_model(model_type, **values)
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        _check_heads(config.get_text_config())
+    except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError, StrictDataclassError) as error:
         raise ConfigError(f"model.config '{name}' is refused by family '{model_type}': {error}") from error
     if not plugin.decodes_with_cache:
         config.use_cache = False
@@ -87,6 +88,13 @@ def _check_spelling(name: str, values: dict[str, Any], default: PreTrainedConfig
         similar = difflib.get_close_matches(key, known - values.keys(), n=1, cutoff=0.85)
         if similar:
             raise ConfigError(f"model.config '{name}': unknown key '{key}'. Did you mean '{similar[0]}'?")
+
+
+def _check_heads(text: PreTrainedConfig) -> None:
+    """Few config classes look whether their heads fit each other; models then fail in the middle of a pass."""
+    heads, groups = (vars(text).get(name) for name in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups:
+        raise ValueError(f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {groups}")
 
 
 def fit_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:

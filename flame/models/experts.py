@@ -21,11 +21,12 @@ from flame import compat
 from flame.config import JobConfig, Moe
 from flame.errors import ConfigError
 from flame.models.balance import SCORES, Routing, attach_loss, fitting_scores, routing_of, sequence_balance
+from flame.models.build import SELECTION_BIAS
 from flame.pieces import part_of
 
 log = logging.getLogger(__name__)
 
-BIAS = "e_score_correction_bias"
+BIAS = SELECTION_BIAS
 _ROUTERS = ("gate", "router")
 
 
@@ -121,7 +122,7 @@ class Experts:
             worst = []
             for router, load in zip(routers, counted.split([len(load) for load in loads]), strict=True):  # type: ignore[arg-type]
                 mean = load.double().mean()
-                worst.append(load.max() / mean)
+                worst.append((load.max() / mean).float())
                 if accepted and router.bias is not None and self.options.bias_update_rate:
                     router.move(self.options.bias_update_rate * torch.sign(mean - load))
                 router.load = None
@@ -133,7 +134,8 @@ class Experts:
         worst; ``balance_loss``, what the sequence balance loss added to the objective. Collective over all ranks."""
         if not self._anywhere:
             return {}
-        figures = {"expert_load": self._reduced(self._worst, self.stages, dist.ReduceOp.MAX).item()}
+        worst = self._reduced(self._worst, self.stages, dist.ReduceOp.MAX).item()
+        figures = {"expert_load": worst} if worst else {}  # no router could be read
         if self.options.sequence_balance_loss:
             share = self._reduced(self._reported_loss, self.data, dist.ReduceOp.SUM)
             figures["balance_loss"] = self._reduced(share, self.stages, dist.ReduceOp.SUM).item()

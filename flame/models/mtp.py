@@ -156,7 +156,7 @@ def _further_logits(
     logits = []
     for layer, ids in zip(decoder.layers[-len(further_ids) :], further_ids, strict=True):
         states = layer(states, embed(ids), position_embeddings=rotation, attention_mask=mask, position_ids=position_ids)
-        logits.append(head(states))
+        logits.append(head(states))  # families with a soft cap have been refused
     return logits
 
 

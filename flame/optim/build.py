@@ -1,5 +1,6 @@
 """Builds the job's optimizer over the parameters of all parts of the model."""
 
+import logging
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from flame.optim.grouped import GroupedOptimizer
 from flame.optim.groups import Parameter, by_role, classify
 from flame.optim.muon import Muon, Recipe
 from flame.optim.orthogonal import coefficients
+
+log = logging.getLogger(__name__)
 
 _WIDTH = 768
 """The width that learning rates of embeddings and head are given for."""
@@ -46,6 +49,12 @@ class Optimizers(OptimizersContainer):
         self._initialize()
         super().load_state_dict(state_dict)
 
+    def leave_out_nonfinite(self) -> None:
+        """Takes away the gradients of tensors that are not finite throughout, where the job asks for that."""
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, ELLISAdam) and optimizer.options.skip_nonfinite_tensors:
+                optimizer.leave_out_nonfinite()
+
     def _initialize(self) -> None:
         for optimizer in self.optimizers:
             if isinstance(optimizer, GroupedOptimizer):
@@ -66,9 +75,35 @@ def build_optimizers(
     keys = config.optimizer
     resolve_optimizer(keys)
     if keys.name in ("AdamW", "Adam") and not keys.no_decay:
-        return titan_optimizers(parts, keys, parallel_dims, ft_manager)  # type: ignore[arg-type]
-    make = {"AdamW": _adam, "Adam": _adam, "Muon": _muon, "ELLISAdam": _ellis}[keys.name]
-    return Optimizers(parts, [make(part, config) for part in parts], keys)
+        made = titan_optimizers(parts, keys, parallel_dims, ft_manager)  # type: ignore[arg-type]
+    else:
+        make = {"AdamW": _adam, "Adam": _adam, "Muon": _muon, "ELLISAdam": _ellis}[keys.name]
+        made = Optimizers(parts, [make(part, config) for part in parts], keys)
+    for optimizer in made.optimizers:
+        _obey_the_job(optimizer)
+    return made
+
+
+def _obey_the_job(optimizer: Optimizer) -> None:
+    """Lets a resumed run go by its own job file: a checkpoint also holds the learning rate, betas and weight decay that
+    it was saved with."""
+    asked = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+    def restore(loaded: Optimizer) -> None:
+        for group, own in zip(loaded.param_groups, asked, strict=True):
+            saved = {**group, "lr": group.get("initial_lr", group["lr"])}
+            for name in ("lr", "betas", "eps", "weight_decay"):
+                if name in own and name in saved and not _alike(own[name], saved[name]):
+                    log.info("optimizer: %s is %s from here on; the checkpoint has %s", name, own[name], saved[name])
+            group.update(own)
+            if "initial_lr" in group:  # a schedule multiplies it
+                group["initial_lr"] = own["lr"]
+
+    optimizer.register_load_state_dict_post_hook(restore)
+
+
+def _alike(own: Any, saved: Any) -> bool:
+    return list(own) == list(saved) if isinstance(own, (tuple, list)) else own == saved
 
 
 def _adam(part: PreTrainedModel, config: JobConfig) -> Optimizer:

@@ -72,17 +72,21 @@ class ELLISAdam(GroupedOptimizer):
         """One step of a group's parameters that have gradients."""
         options = self.options
         gradients = [local_gradient(parameter).float() for parameter in parameters]
-        if options.skip_nonfinite_tensors or options.tensor_wise_gradient_normalization:
-            norms = sum_over_parts(torch.stack(torch._foreach_norm(gradients)).square(), parameters).sqrt()
-            if options.skip_nonfinite_tensors:
-                kept = norms.isfinite().tolist()
-                parameters = [parameter for parameter, keep in zip(parameters, kept, strict=True) if keep]
-                gradients = [gradient for gradient, keep in zip(gradients, kept, strict=True) if keep]
-                norms = norms[norms.isfinite()]
-            if options.tensor_wise_gradient_normalization and parameters:
-                gradients = list(torch._foreach_div(gradients, list(norms.clamp_min(1e-30).unbind())))
-        if parameters:
-            self._move(group, parameters, gradients)
+        if options.tensor_wise_gradient_normalization:
+            norms = _norms(parameters, gradients)
+            gradients = list(torch._foreach_div(gradients, list(norms.clamp_min(1e-30).unbind())))
+        self._move(group, parameters, gradients)
+
+    @torch.no_grad()
+    def leave_out_nonfinite(self) -> None:
+        """Takes the gradient of every tensor away that is not finite throughout; before gradients are clipped, since
+        that would spread it to all. Collective over the ranks that hold a tensor's parts."""
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                norms = _norms(parameters, [local_gradient(parameter).float() for parameter in parameters])
+                for parameter, keep in zip(parameters, norms.isfinite().tolist(), strict=True):
+                    parameter.grad = parameter.grad if keep else None
 
     def _move(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """Steps parameters along gradients that are in float32."""
@@ -148,6 +152,11 @@ class ELLISAdam(GroupedOptimizer):
             before = weight.clone()
             weight.add_(wanted.to(weight.dtype))
             carry.copy_(wanted - (weight.float() - before.float()))
+
+
+def _norms(parameters: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    """The norm of each whole tensor's gradient: [K]."""
+    return sum_over_parts(torch.stack(torch._foreach_norm(gradients)).square(), parameters).sqrt()
 
 
 def _clips(parameters: list[Tensor], gradients: list[Tensor], squares: list[Tensor]) -> Tensor:

@@ -24,8 +24,9 @@ _ROUND = 2**27
 class Stack:
     """Matrices of one shape that a rank owns: [K, M, N] with M <= N."""
 
-    def __init__(self, numbers: list[int], shape: tuple[int, int]) -> None:
+    def __init__(self, numbers: list[int], shape: tuple[int, int], transposed: bool) -> None:
         self.numbers, self.tall = numbers, shape[0] > shape[1]
+        self.outputs_last = self.tall != transposed
         self.shape = (len(numbers), *sorted(shape))
 
     def views(self, values: Tensor) -> Iterable[tuple[int, Tensor]]:
@@ -59,10 +60,10 @@ class Exchange:
         self.receives = [cut.pieces((n for n in mine if cut.alike(n, me, rank)), rank) for rank in everyone]
         self.returns = [cut.pieces(mine, rank) for rank in everyone]
         self.accepts = [cut.pieces(theirs[rank], me) for rank in everyone]
-        shapes: dict[tuple[int, int], list[int]] = {}
+        alike: dict[tuple[tuple[int, int], bool], list[int]] = {}
         for number in mine:
-            shapes.setdefault(matrices[number].shape, []).append(number)
-        self.stacks = [Stack(numbers, shape) for shape, numbers in shapes.items()]
+            alike.setdefault((matrices[number].shape, matrices[number].transposed), []).append(number)
+        self.stacks = [Stack(numbers, *kind) for kind, numbers in alike.items()]
 
     def gather(self, values: dict[int, Tensor], dtype: torch.dtype) -> list[Tensor]:
         """The matrices this rank owns.

@@ -18,7 +18,7 @@ _FUSED = {
     "Wqkv": "qkv",
     "c_attn": "qkv",
 }
-_INTERLEAVED = ("codegen", "gpt_oss")
+_INTERLEAVED = ("codegen", "gpt_oss", "gpt_bigcode")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def classify(model: PreTrainedModel) -> list[Parameter]:
             elif not inside and "." not in path and isinstance(module, nn.Linear) and leaf == "weight":
                 found[id(value)] = Parameter(name, value, "head")  # of a classifier, of CTC
             elif is_matrix(module, name, leaf, value, inside):
-                transposed = _transposed(module)
+                transposed = _transposed(module, leaf, value, model.config.get_text_config().hidden_size)
                 parts = fused_parts(model, path, leaf, value, transposed)
                 found[id(value)] = Parameter(name, value, "matrices", transposed, parts)
             else:
@@ -77,6 +77,8 @@ def by_role(parameters: list[Parameter]) -> Iterator[tuple[str, list[Parameter]]
 def is_matrix(module: nn.Module, name: str, leaf: str, value: nn.Parameter, inside: bool) -> bool:
     """Whether a parameter maps vectors of one space to another: [out, in], or a stack [E, out, in] of experts."""
     if "lora" in name or value.ndim not in (2, 3) or min(value.shape[-2:]) < 2:
+        return False
+    if "norm" in type(module).__name__.lower():  # a weight for every head
         return False
     if value.ndim == 2:
         return leaf == "weight" and (inside or isinstance(module, nn.Linear))
@@ -100,8 +102,14 @@ def fused_parts(model: PreTrainedModel, path: str, leaf: str, value: nn.Paramete
     return sizes if sum(sizes) == outputs else ()
 
 
-def _transposed(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D" or bool(getattr(module, "is_transposed", False))
+def _transposed(module: nn.Module, leaf: str, value: nn.Parameter, hidden: int) -> bool:
+    if type(module).__name__ == "Conv1D" or getattr(module, "is_transposed", False):
+        return True
+    if value.ndim < 3:
+        return False
+    # Stacks of experts come either way round (Llama 4's are [E, in, out]): one side is the hidden states'.
+    outputs, inputs = value.shape[-2:] if "down" not in leaf else value.shape[:-3:-1]
+    return inputs != hidden and outputs == hidden
 
 
 def _heads(model: PreTrainedModel) -> set[int]:

@@ -103,7 +103,7 @@ class Muon(GroupedOptimizer):
             values = {number: gradients[number] for number in exchange.parts}
             stacks = exchange.gather(values, self.recipe.dtype)
             for stack, matrices in zip(exchange.stacks, stacks, strict=True):
-                self._orthogonalize(matrices, stack.tall)
+                self._orthogonalize(matrices, stack.outputs_last)
                 for number, matrix in zip(stack.numbers, matrices, strict=True):
                     if (scale := exchange.matrices[number].scale) != 1.0:
                         matrix.mul_(scale)
@@ -111,9 +111,10 @@ class Muon(GroupedOptimizer):
         for state in states:
             state["step"] += 1
 
-    def _orthogonalize(self, matrices: Tensor, tall: bool) -> None:
+    def _orthogonalize(self, matrices: Tensor, outputs_last: bool) -> None:
         if self.recipe.equalize_rows:
-            norms = torch.linalg.vector_norm(matrices, dim=-2 if tall else -1, keepdim=True, dtype=torch.float32)
+            inputs = -2 if outputs_last else -1
+            norms = torch.linalg.vector_norm(matrices, dim=inputs, keepdim=True, dtype=torch.float32)
             mean = norms.square().mean((-2, -1), keepdim=True).sqrt()
             matrices.mul_((mean / norms.clamp_min(1e-12)).to(matrices.dtype))
         orthogonalize(matrices, self.recipe.polynomials, self.recipe.margin)

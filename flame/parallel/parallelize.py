@@ -31,14 +31,24 @@ def parallelize(model: PreTrainedModel, parallel_dims: Layout, job_config: JobCo
         apply_tensor_parallel(model, parallel_dims.get_mesh("tp"), expert_parallel=parallel_dims.ep_enabled)
     if parallel_dims.ep_enabled:
         experts = apply_expert_parallel(model, parallel_dims.get_mesh("ep"), parallel_dims.tensor_mesh)
+    whole = _recomputes_iterations(model, job_config)
     for layers in [*stacks, *repeated]:
-        if job_config.activation_checkpoint.mode != "none":
+        if job_config.activation_checkpoint.mode != "none" and not (whole and layers in repeated):
             checkpoint_layers(layers, job_config)
         if job_config.compile.enable:
             compile_layers(layers, job_config.compile.backend)
     # Layers that run several times in a pass are gathered once, with the root.
     shard(model, [layer for layers in stacks for layer in layers], experts, parallel_dims, job_config)
     return model
+
+
+def _recomputes_iterations(model: PreTrainedModel, job_config: JobConfig) -> bool:
+    """Asks a model that runs layers several times to recompute each iteration as a whole, where layers are to be
+    recomputed whole; then one input is kept per iteration and not one per layer. False if it cannot."""
+    wanted = job_config.activation_checkpoint.mode == "full" and hasattr(model, "recompute_iterations")
+    if wanted:
+        model.recompute_iterations = True
+    return wanted
 
 
 def checkpoint_layers(layers: nn.ModuleList, job_config: JobConfig) -> None:

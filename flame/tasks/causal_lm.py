@@ -21,7 +21,7 @@ from flame.data.batch import Batch, Inputs
 from flame.errors import ConfigError
 from flame.losses import IGNORE_INDEX, cross_entropy_sum
 from flame.models.documents import document_inputs, documents_are_isolated
-from flame.models.head import head_is_last, loss_in_head, scoring_head
+from flame.models.head import head_is_last, loss_in_head, scoring_head, soft_cap
 from flame.models.mtp import (
     add_further_layers,
     further_layers,
@@ -99,7 +99,8 @@ class CausalLM(Task):
     def check(self, model_class: type[nn.Module], config: PreTrainedConfig, documents: str) -> None:
         """Finds out on a scaled-down model where the loss may be taken and that packed documents stay apart."""
         assert issubclass(model_class, PreTrainedModel)
-        self.documents = documents
+        flash = (config._attn_implementation or "").startswith("flash")
+        self.documents = "one_row" if flash and documents == "position_ids" else documents
         for name in _OWN_LOSS_TERMS:
             if getattr(config, name, 0):
                 log.warning(
@@ -119,8 +120,8 @@ class CausalLM(Task):
             self._check_nothing(config.model_type)
             return
         if self.config.training.varlen:
-            self._check_documents(small, documents)
-        if self._further and not head_is_last(small):
+            self._check_documents(small, self.documents)
+        if self._further and (soft_cap(small) or not head_is_last(small)):
             raise ConfigError(
                 f"task.mtp_loss_weight: '{config.model_type}' changes its logits after the head, which its further "
                 "layers would miss; set it to 0"

@@ -86,6 +86,11 @@ class MaskedDiffusion(Task):
         if self.config.training.varlen:
             if documents != "position_ids":  # the noise of a batch keeps its shape
                 raise ConfigError(f"training.varlen: '{config.model_type}' wants {documents}; set it to false")
+            if "flash" in (config._attn_implementation or ""):
+                raise ConfigError(
+                    f"training.varlen: flash attention takes no mask, which packed documents of '{config.model_type}' "
+                    "need; set model.attn_implementation to 'flex_attention'"
+                )
             if not documents_are_isolated(small, documents):
                 raise ConfigError(
                     f"training.varlen: '{config.model_type}' lets packed documents see each other; set it to false"

@@ -32,7 +32,7 @@ LEARNERS = {
     "nanochat-muon": Learner("tiny_nanochat"),
     **{
         f"nanochat-adamw-{lr}": Learner("tiny_llama", {"model.config": "nanochat_tiny", "optimizer.lr": lr})
-        for lr in ("1e-3", "3e-3", "1e-2")
+        for lr in ("3e-3", "1e-2", "3e-2")
     },
     "huginn": Learner("tiny_huginn"),
     "llada": Learner("tiny_llada"),

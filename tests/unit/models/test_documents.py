@@ -8,6 +8,7 @@ from flame.losses import cross_entropy_sum
 from flame.models.build import model_class, plain_model
 from flame.models.config import tiny_config
 from flame.models.documents import document_inputs, documents_are_isolated
+from flame.models.trial import stir
 from flame.plugin import load_plugin
 from tests.runs import FAMILIES
 
@@ -36,7 +37,7 @@ def model_of(name: str) -> PreTrainedModel:
         config = AutoConfig.for_model(**{**values, "model_type": name})
     else:
         config = tiny_config(plugin)
-    return plain_model(model_class(plugin, config, "causal_lm"), config, seed=3).eval()
+    return stir(plain_model(model_class(plugin, config, "causal_lm"), config, seed=3).eval())
 
 
 def documents(model: PreTrainedModel, seed: int) -> list[torch.Tensor]:
@@ -110,3 +111,20 @@ def test_eager_attention_isolates_too() -> None:
     model = plain_model(model_class(load_plugin("llama"), config, "causal_lm"), config, seed=0).eval()
     assert model.config._attn_implementation == "eager"
     assert documents_are_isolated(model, "position_ids")
+
+
+def test_packed_rows_become_one_row_for_kernels_without_masks() -> None:
+    """Flash attention looks for restarts of positions in a single row only."""
+    plugin = load_plugin("llama")
+    config = tiny_config(plugin)
+    model = plain_model(model_class(plugin, config, "causal_lm"), config, seed=0).eval()
+    ids = torch.randint(0, config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).expand(2, -1)
+    seeds = torch.arange(24).view(2, 12)
+    inputs = document_inputs({"input_ids": ids, "position_ids": positions, "seeds": seeds, "num_steps": 3}, "one_row")
+    assert inputs["input_ids"].shape == inputs["seeds"].shape == (1, 24) and inputs["num_steps"] == 3
+    with torch.no_grad():
+        packed = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"]).logits.view(2, 12, -1)
+        for row, part in ((0, slice(0, 5)), (1, slice(5, 12))):
+            alone = model(input_ids=ids[row : row + 1, part]).logits
+            torch.testing.assert_close(packed[row : row + 1, part], alone)

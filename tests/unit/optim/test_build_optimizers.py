@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from flame.config import parse
-from flame.optim import build_optimizers
+from flame.config import JobConfig, parse
+from flame.optim import build_lr_schedulers, build_optimizers
 from tests.unit.optim.test_muon import LLAMA
 
 
@@ -25,7 +25,8 @@ def test_adamw_decays_everything_in_one_group_unless_told_otherwise() -> None:
 
 @pytest.mark.parametrize("name", ["AdamW", "Adam"])
 def test_adamw_spares_what_it_is_told_to(name: str) -> None:
-    (optimizer,) = built("--optimizer.name", name, "--optimizer.no_decay", "scalars,embeddings").optimizers
+    words = ["--optimizer.weight_decay", "0.1", "--optimizer.no_decay", "scalars,embeddings"]
+    (optimizer,) = built("--optimizer.name", name, *words).optimizers
     decays = [(group["weight_decay"], {value.ndim for value in group["params"]}) for group in optimizer.param_groups]
     assert decays == [(0.1, {2}), (0.0, {2}), (0.1, {2}), (0.0, {1})]  # matrices, embeddings, head, scalars
     assert {group["lr"] for group in optimizer.param_groups} == {8e-4}
@@ -59,3 +60,18 @@ def test_state_by_names_goes_from_one_optimizer_to_another(name: str) -> None:
     for key, value in expected.items():
         assert torch.equal(torch.as_tensor(found[key]), torch.as_tensor(value)) if key.startswith("state") else True
     assert any(key.endswith("momentum_buffer") for key in found) == (name == "Muon")
+
+
+@pytest.mark.parametrize("name", ["AdamW", "ELLISAdam"])
+def test_a_resumed_run_goes_by_its_own_job(name: str) -> None:
+    """A checkpoint holds the learning rate and betas it was saved with as well."""
+    words = ["--optimizer.name", name]
+    first = built(*words, "--optimizer.lr", "1e-3")
+    build_lr_schedulers(first, JobConfig().lr_scheduler, 10)
+    saved = first.state_dict()
+    second = built(*words, "--optimizer.lr", "5e-5", "--optimizer.beta2", "0.9")
+    schedule = build_lr_schedulers(second, JobConfig().lr_scheduler, 10).schedulers[0]
+    second.load_state_dict(saved)
+    for group in second.optimizers[0].param_groups:
+        assert group["initial_lr"] == 5e-5 and group["betas"][1] == 0.9
+    assert schedule.get_last_lr()[0] <= 5e-5
