@@ -153,16 +153,21 @@ class RavenConfig(PreTrainedConfig):
             *("n_layers_in_prelude", "n_layers_in_recurrent_block", "n_layers_in_coda"),
             *("mean_recurrence", "mean_backprop_depth"),
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"{name} {size!r} must be a whole number from 1")
+        if not isinstance(self.sampling_scheme, str) or not self.sampling_scheme:
+            raise ValueError(f"sampling_scheme {self.sampling_scheme!r} is no name; leave it out for the default")
         if self.n_embd % self.n_heads or self.head_dim % 2:
             raise ValueError(f"n_embd {self.n_embd} must be an even multiple of n_heads {self.n_heads}")
         if self.n_heads % self.num_key_value_heads:
             raise ValueError(f"n_heads {self.n_heads} is no multiple of num_key_value_heads {self.num_key_value_heads}")
         if self.qk_bias and self.num_key_value_heads != self.n_heads:
             raise ValueError("qk_bias has one bias per head for queries and keys alike; set it to false for fewer keys")
-        if self.test_time_noise < 0:
-            raise ValueError(f"test_time_noise {self.test_time_noise} must not be negative")
+        for name, least in {"test_time_noise": 0, "rope_base": 1, "norm_eps": 0}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value >= least:
+                raise ValueError(f"{name} {value!r} must be a number from {least}")
 
     def _check_derived(self, given: dict[str, Any]) -> None:
         for name, value in given.items():

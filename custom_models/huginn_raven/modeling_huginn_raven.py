@@ -5,10 +5,12 @@ e = prelude(scale * embed(x));  s_0 random;  s_i = core(inject(s_{i-1}, e));  lo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn as nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
@@ -129,6 +131,9 @@ class RavenForCausalLM(RavenGenerationMixin, RavenPreTrainedModel):
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
     freqs_cis: torch.Tensor
+    recompute_iterations: bool = False
+    """Whether training keeps of each step of the core only what it begins with, and runs it again for the backward
+    pass; prelude and coda are not touched."""
 
     def __init__(self, config: RavenConfig) -> None:
         super().__init__(config)
@@ -267,8 +272,13 @@ class RavenForCausalLM(RavenGenerationMixin, RavenPreTrainedModel):
             for index in range(no_grad):
                 previous, state = state, self.step(state, embedded, around, index)
         torch.clear_autocast_cache()  # weights cast without a graph must not serve the steps with one
+        step = partial(self._recomputed, self.step)
+        # A second run would write into a cache once more.
+        if self.recompute_iterations and self.training and torch.is_grad_enabled() and around.cache is None:
+            # Nothing in a step draws from a generator: its noise is a hash.
+            step = partial(checkpoint, self.step, use_reentrant=False, preserve_rng_state=False)
         for index in range(no_grad, no_grad + grad):
-            previous, state = state, self._recomputed(self.step, state, embedded, around, index)
+            previous, state = state, step(state, embedded, around, index)
         return previous, state
 
     @torch.no_grad()

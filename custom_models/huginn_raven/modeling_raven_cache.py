@@ -40,7 +40,7 @@ class RavenCache(Cache):
         self.prelude, self.core = config.n_layers_in_prelude, config.n_layers_in_recurrent_block
         policy, _, sharing = lookup.partition("compress-")
         name, _, layers = policy.rstrip("-").partition("-m")
-        self.policy, self.sharing = name or "latest", sharing
+        self.lookup, self.policy, self.sharing = lookup, name or "latest", sharing
         if self.policy not in POLICIES or (layers and layers != str(self.core)):
             raise ValueError(f"cache_lookup '{lookup}': the policies are {', '.join(POLICIES)}, with -m{self.core}")
         if sharing and not re.fullmatch(r"[sr][1-9]\d*|anchor", sharing):
@@ -112,8 +112,9 @@ class RavenCache(Cache):
         }
 
     def crop(self, tokens_to_remove: int) -> None:
-        """transformers' name for ``clear_last_k_entries``."""
-        self.clear_last_k_entries(tokens_to_remove)
+        """transformers' way to take tokens out: -n takes the newest n, a positive number is how many stay."""
+        k = -tokens_to_remove if tokens_to_remove <= 0 else max(self.seen - tokens_to_remove, 0)
+        self.clear_last_k_entries(k)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keeps these rows."""
@@ -147,6 +148,15 @@ class RavenCache(Cache):
     def is_croppable(self) -> bool:
         """Taking tokens out leaves no trace."""
         return True
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a pass over several tokens computes what one pass for each of them does.
+
+        Not so where a token sees of those before it another step than its own: in a pass of their own these have
+        written their last step before it begins, in a common one they have come as far as it has.
+        """
+        return self.policy != "always-last" and not self.sharing
 
     @property
     def nbytes(self) -> int:

@@ -1,12 +1,23 @@
 """Generation: transformers' own with a cache that knows steps, and drafting by the model itself with fewer steps."""
 
+import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationMode
 
 from .modeling_raven_cache import RavenCache
+
+# What drafting heeds of a generation config, and settings of sampling, which say nothing where nothing is sampled.
+_AGREEING = (
+    *("bos_token_id", "pad_token_id", "eos_token_id", "max_length", "max_new_tokens", "transformers_version"),
+    *("use_cache", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+)
+# Of these 1 stands for what a config without them does; of all others 0, false or nothing.
+_NEUTRAL_AT_ONE = ("num_beams", "num_beam_groups", "num_return_sequences", "repetition_penalty", "length_penalty")
 
 
 class RavenGenerationMixin(GenerationMixin):
@@ -20,11 +31,12 @@ class RavenGenerationMixin(GenerationMixin):
                 raise ValueError(
                     f"cache_implementation '{generation_config.cache_implementation}' does not know steps; leave it out"
                 )
-            lookup = model_kwargs.get("cache_lookup", "latest")
-            model_kwargs["past_key_values"] = RavenCache(self.config, lookup)
-            return
-        parent: Any = super()
-        parent._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args, **kwargs)
+            model_kwargs["past_key_values"] = RavenCache(self.config, model_kwargs.get("cache_lookup", "latest"))
+        else:
+            parent: Any = super()
+            parent._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args, **kwargs)
+        if generation_mode == GenerationMode.ASSISTED_GENERATION:
+            _check_checks(model_kwargs.get("past_key_values"), model_kwargs)
 
     @torch.no_grad()
     def generate(self: Any, *args: Any, draft_steps: int = 0, draft_tokens: int = 8, **kwargs: Any) -> Any:
@@ -45,18 +57,17 @@ class RavenGenerationMixin(GenerationMixin):
     @torch.no_grad()
     def generate_with_draft(
         self: Any,
-        input_ids: torch.Tensor,
-        max_new_tokens: int,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
         draft_steps: int,
         draft_tokens: int = 8,
         num_steps: int | None = None,
-        attention_mask: torch.Tensor | None = None,
         accept: float = 1.0,
         state_seed: int = 0,
-        eos_token_id: int | list[int] | None = None,
-        pad_token_id: int | None = None,
-        do_sample: bool = False,
         cache_lookup: str = "latest",
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """Greedy continuation: ``draft_steps`` of the core draft tokens, ``num_steps`` check several of them at once.
 
@@ -64,6 +75,10 @@ class RavenGenerationMixin(GenerationMixin):
         1 the text is the one that greedy decoding with all steps gives. Rows of a batch [B, T], padded on the left, go
         on together, by as many tokens as the slowest takes. The other arguments are those of transformers' ``generate``
         and of ``forward``; the result is [B, T + new].
+
+        Raises:
+            ValueError: an argument or a setting of the generation config that drafting would not heed, or a
+                ``cache_lookup`` that shows a token other steps where several are checked at once.
         """
         steps = num_steps or self.config.mean_recurrence
         if not 1 <= draft_steps < steps or draft_tokens < 1 or not 0 < accept <= 1:
@@ -71,14 +86,15 @@ class RavenGenerationMixin(GenerationMixin):
                 f"draft_steps {draft_steps} must lie below num_steps {steps}, draft_tokens {draft_tokens} be positive "
                 f"and accept {accept} lie in (0, 1]"
             )
-        if do_sample:
-            raise ValueError("drafting decodes greedily; leave draft_steps out or set do_sample to false")
-        ends = _numbers(self.generation_config.eos_token_id if eos_token_id is None else eos_token_id, input_ids)
-        pad = self.generation_config.pad_token_id if pad_token_id is None else pad_token_id
-        fill = _numbers(pad, input_ids) if pad is not None else ends[:1]
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        draft = _Draft(self, RavenCache(self.config, cache_lookup), mask, {"state_seed": state_seed})
-        length, ids = input_ids.shape[1] + max_new_tokens, input_ids
+        ids = _prompt(inputs, kwargs.pop("input_ids", None))
+        config = _settled(generation_config, self.generation_config, kwargs)
+        ends = _numbers(config.eos_token_id, ids)
+        fill = _numbers(config.pad_token_id, ids) if config.pad_token_id is not None else ends[:1]
+        mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+        cache = RavenCache(self.config, cache_lookup)
+        _check_checks(cache, {})
+        draft = _Draft(self, cache, mask, {"state_seed": state_seed})
+        length = _length(config, ids.shape[1])
         done = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
         new = draft.logits(ids, steps, keep=1).argmax(-1)
         while True:
@@ -89,6 +105,68 @@ class RavenGenerationMixin(GenerationMixin):
                     return ids
             count = min(draft_tokens, length - ids.shape[1])
             new = draft.checked(ids[:, -1:], count, draft_steps, steps, accept)
+
+
+def _prompt(inputs: torch.Tensor | None, input_ids: torch.Tensor | None) -> torch.Tensor:
+    """The prompts, by either of their names."""
+    if (inputs is None) == (input_ids is None):
+        raise ValueError("give the prompts as inputs or as input_ids")
+    prompt = input_ids if inputs is None else inputs
+    assert prompt is not None
+    return prompt
+
+
+def _settled(given: GenerationConfig | None, own: GenerationConfig, named: dict[str, Any]) -> GenerationConfig:
+    """The generation config that named arguments, the one given and the model's own make, in this order.
+
+    Raises:
+        ValueError: it asks for anything but the likeliest token of each step, or an argument is none of a config.
+    """
+    config = copy.deepcopy(own if given is None else given)
+    if given is not None:
+        config.update(**own.to_dict(), defaults_only=True)
+    others = config.update(**named)
+    if config.use_cache is False:
+        raise ValueError("use_cache = False: drafts are checked with a cache; leave out use_cache or draft_steps")
+    if config.do_sample:
+        raise ValueError("do_sample = True: drafting decodes greedily; leave draft_steps out or set do_sample to false")
+    asked = {name: value for name, value in config.to_diff_dict().items() if name not in _AGREEING} | others
+    if refused := [_shown(name, value) for name, value in asked.items() if not _says_nothing(name, value)]:
+        raise ValueError(f"{', '.join(refused)}: not together with draft_steps; leave one of them out")
+    return config
+
+
+def _shown(name: str, value: Any) -> str:
+    return f"{name} = {value!r}" if isinstance(value, int | float | str) else name
+
+
+def _says_nothing(name: str, value: Any) -> bool:
+    """Whether a setting leaves generation as it is without it."""
+    if name.startswith("_") or value is None or value is False:
+        return True
+    if isinstance(value, int | float):
+        return value == (1 if name in _NEUTRAL_AT_ONE else 0)
+    return isinstance(value, list | tuple | dict) and not value
+
+
+def _length(config: GenerationConfig, prompt: int) -> int:
+    """Tokens of prompt and continuation; 20 new ones where nothing is said, as in transformers."""
+    length = config.max_length if config.max_new_tokens is None else prompt + config.max_new_tokens
+    length = prompt + 20 if length is None else length
+    if length <= prompt:
+        raise ValueError(f"a text of {length} tokens leaves none to write after a prompt of {prompt}; raise max_length")
+    return length
+
+
+def _check_checks(cache: Any, options: Mapping[str, Any]) -> None:
+    """Refuses what makes a pass over several drafted tokens compute anything else than one pass for each."""
+    if isinstance(cache, RavenCache) and not cache.one_by_one:
+        raise ValueError(
+            f"cache_lookup '{cache.lookup}' shows other steps where drafted tokens are checked together; use 'latest' "
+            "or decode without drafts"
+        )
+    if options.get("continuous_thought"):
+        raise ValueError("continuous_thought goes from token to token, so drafted ones cannot be checked together")
 
 
 class _Draft:

@@ -41,6 +41,10 @@ _WITHOUT_EFFECT = (
     "precision",
     "rope_full_precision",
 )
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
 
 
 class LLaDAConfig(LlamaConfig):
@@ -54,7 +58,8 @@ class LLaDAConfig(LlamaConfig):
         is_causal: always false.
 
     Raises:
-        ValueError: a choice of the hub's configs that this architecture does not have, or a causal mask.
+        ValueError: a choice of the hub's configs that this architecture does not have, a causal mask, or sizes that
+            are not positive or do not divide each other.
     """
 
     model_type = "llada"
@@ -93,4 +98,20 @@ class LLaDAConfig(LlamaConfig):
         self.vocab_size = max(self.vocab_size, kwargs.pop("embedding_size", None) or 0)
         if self.is_causal:
             raise ValueError("is_causal = True: LLaDA predicts masked tokens from both sides; leave the key out")
+        self._check_sizes()
         super().__post_init__(**kwargs)
+
+    def _check_sizes(self) -> None:
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        for name in _SIZES:
+            size = getattr(self, name)
+            if size is None and name in ("num_key_value_heads", "head_dim"):
+                continue  # follow from the others
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"{name} = {size!r} must be a whole number from 1")
+        if self.hidden_size % heads:
+            raise ValueError(f"hidden_size = {self.hidden_size} is no multiple of num_attention_heads = {heads}")
+        if heads % (groups or heads):
+            raise ValueError(f"num_attention_heads = {heads} is no multiple of num_key_value_heads = {groups}")
+        if (dim := self.head_dim or self.hidden_size // heads) % 2:
+            raise ValueError(f"head_dim = {dim} must be even, since rotary embeddings turn pairs")

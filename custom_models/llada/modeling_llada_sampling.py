@@ -1,13 +1,18 @@
 """Generation by filling masks in, block by block (LLaDA, https://arxiv.org/abs/2502.09992, section 2.4), with a cache
 of keys and values within a block and several tokens a step where the model is sure (Fast-dLLM, arXiv 2505.22618)."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from .modeling_llada_arguments import read_request
+
 _REMASKING = ("low_confidence", "random")
 _CACHES = ("prefix", "dual")
+_BLOCK = 32  # tokens
+_OF_TRANSFORMERS = ("inputs", "max_length", "do_sample", "eos_token_id", "pad_token_id", "generation_config")
 
 
 class BlockCache:
@@ -88,7 +93,7 @@ def make_plan(
     """
     if gen_length < 1:
         raise ValueError(f"max_new_tokens = {gen_length}: give at least 1")
-    block = min(32, gen_length) if block_length is None else block_length
+    block = _default_block(gen_length) if block_length is None else block_length
     if block < 1 or gen_length % block:
         raise ValueError(f"block_length = {block} does not divide max_new_tokens = {gen_length}; choose one that does")
     blocks = gen_length // block
@@ -111,11 +116,13 @@ def make_plan(
         raise ValueError("temperature, cfg_scale and refresh cannot be negative")
     if rest["refresh"] and rest["cache"] is None:
         raise ValueError(f"refresh = {rest['refresh']} needs a cache; choose cache = 'prefix' or 'dual'")
-    end = config.eos_token_id
-    end_ids = end if isinstance(end, list) else [] if end is None else [end]
-    pad_id = config.pad_token_id if config.pad_token_id is not None else (end_ids or [0])[0]
-    own = {"mask_id": _mask_id(config), "end_ids": end_ids, "pad_id": pad_id}
-    return Plan(length=gen_length, block=block, steps=steps // blocks, threshold=threshold, **own, **rest)
+    own = {"mask_id": _mask_id(config), "threshold": threshold}
+    return Plan(length=gen_length, block=block, steps=steps // blocks, **own, **rest)
+
+
+def _default_block(length: int) -> int:
+    """The largest block that divides the text, up to 32 tokens."""
+    return next(size for size in range(min(_BLOCK, length), 0, -1) if length % size == 0)
 
 
 class SamplingMixin:
@@ -124,13 +131,13 @@ class SamplingMixin:
     @torch.no_grad()
     def generate(
         self: Any,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         *,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
         steps: int | None = None,
         block_length: int | None = None,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         cfg_scale: float = 0.0,
         remasking: str = "low_confidence",
         threshold: float | None = None,
@@ -140,16 +147,17 @@ class SamplingMixin:
         stop_at_eos: bool = True,
         generator: torch.Generator | None = None,
         streamer: Any = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """Continues prompts.
 
         Args:
             input_ids: prompts [B, P], padded on the left; their tokens never change, whatever they are.
             attention_mask: [B, P], 0 where there is padding.
-            max_new_tokens: N, the tokens that are filled in after each prompt.
+            max_new_tokens: N, the tokens that are filled in after each prompt; None: 128.
             steps: passes through the model over all blocks; None: one for each token.
-            block_length: tokens filled in before those to their right are begun; None: 32, or N if that is less.
-            temperature: of the softmax that tokens are drawn from; 0 takes the likeliest.
+            block_length: tokens filled in before those to their right are begun; None: up to 32, as divide N.
+            temperature: of the softmax that tokens are drawn from; 0, or None, takes the likeliest.
             cfg_scale: w of classifier-free guidance: logits u + (w + 1)(c - u), u of the masked prompt; 0: none.
             remasking: which of the drawn tokens stay: ``low_confidence`` keeps the likeliest, ``random`` any.
             threshold: keep all tokens likelier than this, and at least one, instead of a number given by ``steps``.
@@ -160,6 +168,8 @@ class SamplingMixin:
             stop_at_eos: pad each row after its first end-of-text token, and skip blocks that no row needs.
             generator: of the random draws, on the model's device.
             streamer: receives the prompts, then each block that is complete, by ``put``, and ``end``.
+            kwargs: as transformers has them: ``inputs``, ``max_length``, ``do_sample`` (temperature 1 unless given),
+                ``eos_token_id``, ``pad_token_id``, ``generation_config`` with these and the above.
 
         Returns:
             [B, P + N], prompts included, without a mask outside of the prompts.
@@ -167,12 +177,18 @@ class SamplingMixin:
         Raises:
             ValueError: options that do not go together; the message says which to change.
         """
+        named = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+        asked = read_request(self.config, input_ids, named, kwargs, _ARGUMENTS)
         plan = make_plan(
-            self.config, max_new_tokens, steps, block_length, threshold, temperature=temperature, cfg_scale=cfg_scale,
-            remasking=remasking, cache=cache, refresh=refresh, suppress_eos=suppress_eos, stop_at_eos=stop_at_eos,
+            self.config, asked.new_tokens, steps, block_length, threshold, temperature=asked.temperature,
+            cfg_scale=cfg_scale, remasking=remasking, cache=cache, refresh=refresh, suppress_eos=suppress_eos,
+            stop_at_eos=stop_at_eos, end_ids=asked.end_ids, pad_id=asked.pad_id,
         )  # fmt: skip
-        ids, mask = _canvas(input_ids, attention_mask, plan.length, self.config.mask_token_id)
-        return _fill_all(_Passes(self, plan, ids, mask, input_ids.shape[1]), generator, streamer)
+        ids, mask = _canvas(asked.prompts, attention_mask, plan.length, plan.mask_id)
+        return _fill_all(_Passes(self, plan, ids, mask, asked.prompts.shape[1]), generator, streamer)
+
+
+_ARGUMENTS = ", ".join((*list(inspect.signature(SamplingMixin.generate).parameters)[1:-1], *_OF_TRANSFORMERS))
 
 
 def _fill_all(passes: "_Passes", generator: torch.Generator | None, streamer: Any) -> torch.Tensor:

@@ -1,4 +1,5 @@
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 # In upstream's files. They chose kernels there, or a rotation that its layer never applied.
 _NO_EFFECT = ("fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "rope_theta")
@@ -24,7 +25,8 @@ class SBAConfig(PreTrainedConfig):
         norm_eps: epsilon of the norms.
 
     Raises:
-        ValueError: sizes that do not divide each other, or an option of upstream's that was never implemented.
+        ValueError: sizes that do not divide each other, an unknown activation, or an option of upstream's that was
+            never implemented.
     """
 
     model_type = "sba"
@@ -75,6 +77,8 @@ class SBAConfig(PreTrainedConfig):
             raise ValueError(f"num_heads {num_heads} must be a multiple of num_kv_heads {num_kv_heads}")
         if num_hidden_layers < 1:
             raise ValueError(f"num_hidden_layers {num_hidden_layers} must be at least 1")
+        if hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act {hidden_act!r} is none of {', '.join(sorted(ACT2FN))}")
         if intermediate_size is None:
             intermediate_size = -(-int(hidden_size * hidden_ratio * 2 / 3) // 256) * 256
         self.vocab_size = vocab_size

@@ -1,15 +1,14 @@
 """Loads a trained model to be used: weights, tokenizer and what flame knows of the family."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flame.config.files import looks_like_path
-from flame.errors import ConfigError, FlameError
+from flame.errors import ConfigError
 from flame.inference.absorbed import absorb
+from flame.inference.folder import load_folder, model_type
 from flame.plugin import ModelPlugin, load_plugin
 
 
@@ -48,13 +47,13 @@ def _first(*ids: Any) -> int | None:
 
 def family_of(name: str, plugin_path: str = "", trust_remote_code: bool = False) -> ModelPlugin:
     """The family of a model, without loading it; see ``load_engine`` for the arguments and errors."""
-    model_type = _model_type(name)
+    family = model_type(name)
     try:
-        return load_plugin(model_type, plugin_path)
+        return load_plugin(family, plugin_path)
     except ConfigError:
         if not trust_remote_code:
             raise
-        return ModelPlugin(model_type, origin="remote")  # the folder's own code is asked for, and knows more
+        return ModelPlugin(family, origin="remote")  # the folder's own code is asked for, and knows more
 
 
 def load_engine(name: str, device: str = "", plugin_path: str = "", trust_remote_code: bool = False) -> Engine:
@@ -67,17 +66,11 @@ def load_engine(name: str, device: str = "", plugin_path: str = "", trust_remote
         trust_remote_code: whether code in the folder may run; families flame knows need none.
 
     Raises:
-        ConfigError: no model there, or one whose family is unknown.
+        ConfigError: no model there, one whose family is unknown, or one that is not whole; see ``load_folder``.
     """
     plugin = family_of(name, plugin_path, trust_remote_code)
     place = _device(device)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", trust_remote_code=trust_remote_code)
-    except FlameError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--model '{name}' cannot be loaded: {error}") from error
+    model, tokenizer = load_folder(name, trust_remote_code)
     if not plugin.decodes_with_cache:
         model.config.use_cache = model.generation_config.use_cache = False
     absorb(model)
@@ -90,20 +83,6 @@ def load(
     """The model and the tokenizer of ``load_engine``."""
     engine = load_engine(name, device, plugin_path, trust_remote_code)
     return engine.model, engine.tokenizer
-
-
-def _model_type(name: str) -> str:
-    remedy = "give an exported folder such as exp/RUN/hf/latest"
-    local = looks_like_path(name) or Path(name).exists() or name.count("/") > 1
-    if local and not (Path(name).expanduser() / "config.json").is_file():
-        raise ConfigError(f"--model '{name}' holds no config.json; {remedy}")
-    try:
-        found = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--model '{name}' cannot be loaded: {error}") from error
-    if not found:
-        raise ConfigError(f"--model '{name}' has a config.json without model_type; {remedy}")
-    return found
 
 
 def _device(name: str) -> torch.device:

@@ -7,6 +7,7 @@ flame generate --model exp/quickstart/hf/latest --prompt_file prompts.jsonl --nu
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from flame.inference.batches import in_batches
 from flame.inference.decoders.base import Completion, Decoder, load_decoder, objectives
 from flame.inference.engine import family_of, load, load_engine
 from flame.inference.options import add_arguments, choose
-from flame.inference.prompts import Prompt, read_prompts
+from flame.inference.prompts import Prompt, check_characters, read_prompts
 from flame.utils.arguments import Arguments
 
 __all__ = ["load", "main"]
@@ -34,13 +35,20 @@ def main(argv: list[str]) -> int:
     given = vars(parser.parse_args(argv))
     common = argparse.Namespace(**{name: given.pop(name) for name in _COMMON})
     _check(common)
-    records = list(read_prompts(common.prompt or ([] if common.prompt_file else [""]), common.prompt_file))
+    reserved = _reserved() if common.json else ()
+    texts = common.prompt or ([] if common.prompt_file else [""])
+    records = list(read_prompts(texts, common.prompt_file, reserved))
 
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     where = common.plugin_path, common.trust_remote_code
     family = family_of(common.model, *where)
     options = choose(given, kinds, family.objective, family.model_type)  # before the weights, which may be many
+    if common.num_samples > 1 and options.deterministic:
+        raise ConfigError(
+            f"--num_samples {common.num_samples} would be as many times the same text, since nothing is drawn; "
+            "add --temperature 0.8, or leave it out"
+        )
     engine = load_engine(common.model, common.device, *where)
     decoder = load_decoder(family.objective)(engine, options, common.stop)
     torch.manual_seed(common.seed)
@@ -85,6 +93,8 @@ def _check(common: argparse.Namespace) -> None:
         raise ConfigError(f"--seed {common.seed} is out of range; it is from 0 to 2^63 - 1")
     if "" in common.stop:
         raise ConfigError("--stop is empty, which every text begins with; leave it out")
+    for stop in common.stop:
+        check_characters(stop, "--stop")
 
 
 def _stream(decoder: Decoder, prompt: Prompt, samples: int) -> None:
@@ -95,14 +105,12 @@ def _stream(decoder: Decoder, prompt: Prompt, samples: int) -> None:
 
 
 class _Shown:
-    """Prints a prompt, once there is something to follow it, and the stream without the spaces that end the prompt."""
+    """Prints a prompt, once there is something to follow it, and the stream."""
 
     def __init__(self, prompt: Prompt, before: str) -> None:
         self._waiting = before + prompt.text
-        self._left = len(prompt.spaces)
 
     def __call__(self, piece: str) -> None:
-        self._left, piece = max(0, self._left - len(piece)), piece[self._left :]
         print(self._waiting + piece, end="", flush=True)
         self._waiting = ""
 
@@ -121,10 +129,13 @@ def _all(
             made = decoder.run([prompts[index] for index in batch])
             done |= dict(zip(batch, made, strict=True))
         for index, (_, sample) in enumerate(window):
-            completion = done[index]
-            # What a model gave back of a prompt's spaces stands in the prompt already.
-            completion.text = completion.text[len(prompts[index].spaces) :]
-            yield prompts[index], sample, completion
+            yield prompts[index], sample, done[index]
+
+
+def _reserved() -> set[str]:
+    """The keys that ``_record`` writes, besides the prompt."""
+    names = {item.name for item in fields(Completion)} - {"figures"}
+    return names.union({"sample"}, *(load_decoder(objective).figures for objective in objectives()))
 
 
 def _record(prompt: Prompt, sample: int, completion: Completion) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The options of decoders: dataclasses whose fields are words of the command line."""
 
 import argparse
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -8,6 +9,9 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from flame.errors import ConfigError
+
+_LARGEST = 2**31 - 1  # of whole numbers without a bound of their own
+_COOLEST, _HOTTEST = 1e-3, 1e3  # beyond, logits become infinite, or all tokens alike
 
 
 def option(default: Any, help: str, low: float | None = None, high: float | None = None, choices: Any = ()) -> Any:
@@ -26,6 +30,17 @@ class Options:
         for item in fields(self):
             _check(item, getattr(self, item.name))
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether a prompt is always given the same text, whatever the seed."""
+        return False
+
+
+def check_temperature(value: float) -> None:
+    """Raises ConfigError for a temperature that logits cannot be divided by."""
+    if value and not _COOLEST <= value <= _HOTTEST:
+        raise ConfigError(f"--temperature {value:g} is out of range; it is 0, or from {_COOLEST:g} to {_HOTTEST:g}")
+
 
 def _check(item: Field[Any], value: Any) -> None:
     low, high, choices = (item.metadata[key] for key in ("low", "high", "choices"))
@@ -35,9 +50,13 @@ def _check(item: Field[Any], value: Any) -> None:
         raise ConfigError(f"--{item.name} '{value}' is not among {', '.join(choices)}")
     if not isinstance(value, (int, float)):
         return
+    if not math.isfinite(value):
+        raise ConfigError(f"--{item.name} {value:g} is no finite number; give one")
+    if high is None and isinstance(value, int):
+        high = _LARGEST
     if (low is not None and not value >= low) or (high is not None and not value <= high):
-        span = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-        raise ConfigError(f"--{item.name} {value:g} is out of range; it is {span}")
+        span = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ConfigError(f"--{item.name} {value} is out of range; it is {span}")
 
 
 def add_arguments(parser: argparse._ActionsContainer, kinds: dict[str, type[Options]]) -> None:

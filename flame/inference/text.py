@@ -18,15 +18,17 @@ class TextStream:
         tokenizer: decodes; special tokens have no text.
         before: the tokens of the prompt.
         stops: strings that end the text.
+        skip: characters at the beginning that are no part of the text, such as a prompt's spaces given back.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = (), stops: Sequence[str] = ()
+        self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = (), stops: Sequence[str] = (), skip: int = 0
     ) -> None:
         self.text = ""
         self.stopped = ""  # the string that ended the text
         self._tokenizer = tokenizer
         self._stops = stops
+        self._skip = skip
         self._ids = list(before[-_CONTEXT:])
         self._start, self._read = 0, len(self._ids)
         self._held = ""
@@ -59,7 +61,8 @@ class TextStream:
         return text[len(known) :]
 
     def _release(self, piece: str) -> str:
-        self._held += piece
+        self._held += piece[self._skip :]
+        self._skip = max(0, self._skip - len(piece))
         found = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
         if found:
             end, self.stopped = min(found)

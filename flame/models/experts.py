@@ -187,7 +187,7 @@ class Experts:
     def _reduced(self, value: Tensor, group: dist.ProcessGroup | None, operation: Any) -> Tensor:
         if group is None or dist.get_world_size(group) == 1:
             return value
-        moved = value.to(_device_of(group)) if value.device.type == "cpu" else value.clone()
+        moved = value.to(_device_of(group) if value.device.type == "cpu" else value.device, copy=True)
         dist.all_reduce(moved, op=operation, group=group)
         return moved
 

@@ -165,8 +165,8 @@ def fit_mask_token(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast)
     The tokenizer's own mask token comes first, then the config's, then the first id past the tokenizer's.
 
     Raises:
-        ConfigError: the config's mask token is an ordinary token of this tokenizer, so that hidden and written ones
-            could not be told apart, or is no row of the vocabulary.
+        ConfigError: the mask token is an ordinary token of this tokenizer or its beginning, end of text or padding, so
+            that hidden and written ones could not be told apart, or it is no row of the vocabulary.
     """
     if not hasattr(config, "mask_token_id"):
         raise ConfigError(f"family '{config.model_type}' has no mask_token_id; use task.name = 'causal_lm'")
@@ -185,6 +185,12 @@ def fit_mask_token(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast)
         raise ConfigError(
             f"mask_token_id {mask} is no row of a vocabulary of {config.vocab_size}; set it to null, which adds one"
         )
+    for role in ("bos", "eos", "pad"):
+        if mask == getattr(tokenizer, f"{role}_token_id"):
+            raise ConfigError(
+                f"mask_token_id {mask} is the tokenizer's {role} token {tokenizer.convert_ids_to_tokens(mask)!r}, which "
+                "texts hold too; give the tokenizer a mask token of its own, or none and the config null"
+            )
     config.mask_token_id = mask
     return mask
 

@@ -73,8 +73,8 @@ class RecurrentDepthOptions(CausalLMOptions):
 
     goldfish_every: int = 0
     """
-    Leaves one of so many tokens out of the training loss, the same ones wherever the 13 tokens before are the same, so
-    that texts are not learnt by heart; 0: none.
+    Leaves one of so many tokens out of the training loss, the same ones wherever the 13 tokens of the document before
+    are the same, so that texts are not learnt by heart; 0: none.
     """
 
 
@@ -129,7 +129,8 @@ class RecurrentDepth(CausalLM):
         inputs, labels = super().prepare(inputs, labels, generator)
         seeds = torch.randint(-(2**62), 2**62, labels.shape, generator=generator)
         if self.options.goldfish_every and "num_steps" in inputs:  # validation draws none
-            labels = labels.masked_fill(goldfish(inputs["input_ids"], self.options.goldfish_every), IGNORE_INDEX)
+            dropped = goldfish(inputs["input_ids"], self.options.goldfish_every, inputs.get("position_ids"))
+            labels = labels.masked_fill(dropped, IGNORE_INDEX)
         return {**inputs, "state_seeds": seeds}, labels
 
     def variants(self) -> Mapping[str, Mapping[str, Any]]:
@@ -188,8 +189,12 @@ class RecurrentDepth(CausalLM):
         return alarms
 
 
-def goldfish(ids: torch.Tensor, every: int) -> torch.Tensor:
-    """The positions [B, T] whose label is left out: a hash of the 13 tokens up to them is 0 modulo ``every``."""
+def goldfish(ids: torch.Tensor, every: int, positions: torch.Tensor | None = None) -> torch.Tensor:
+    """The positions [B, T] whose label is left out: a hash of the 13 tokens up to them is 0 modulo ``every``.
+
+    Where ``positions`` [B, T] restart another document begins; none whose 13 tokens are not of one document is left
+    out, so that a document loses the same tokens whatever stands before it.
+    """
     kept = torch.zeros_like(ids, dtype=torch.bool)
     if ids.shape[1] < _GOLDFISH_CONTEXT:
         return kept
@@ -197,7 +202,7 @@ def goldfish(ids: torch.Tensor, every: int) -> torch.Tensor:
     for window in ids.unfold(1, _GOLDFISH_CONTEXT, 1).unbind(-1):
         value = (value + window + 1) * _FACTOR  # wraps
     kept[:, _GOLDFISH_CONTEXT - 1 :] = ((value >> 33) & 0x3FFFFFFF) % every == 0
-    return kept
+    return kept if positions is None else kept & (positions >= _GOLDFISH_CONTEXT - 1)
 
 
 def _rate(mean: float, generator: torch.Generator) -> float:

@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, DynamicCache, set_seed
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    set_seed,
+)
 
 from custom_models.huginn_raven import PLUGIN, RavenConfig, RavenForCausalLM, forward_flops
 from custom_models.huginn_raven.modeling_raven_cache import RavenCache
@@ -264,6 +271,13 @@ def test_common_names_of_sizes_are_understood() -> None:
         ({"injection_type": "gate"}, "injection_type 'gate'"),
         ({"block_class_name": "Brick"}, "block_class_name 'Brick'"),
         ({"mean_recurrence": 0}, "mean_recurrence 0"),
+        ({"mean_recurrence": 2.5}, "mean_recurrence 2.5 must be a whole number"),
+        ({"mean_backprop_depth": True}, "mean_backprop_depth True"),
+        ({"n_embd": 64.0}, "n_embd 64.0"),
+        ({"vocab_size": -1}, "vocab_size -1"),
+        ({"n_layers_in_coda": "2"}, "n_layers_in_coda '2'"),
+        ({"sampling_scheme": None}, "sampling_scheme None is no name"),
+        ({"norm_eps": -1e-6}, "norm_eps -1e-06"),
         ({"bias": True}, "bias"),
         ({"n_layers": 9}, "n_layers 9"),
         ({"test_time_noise": -1.0}, "test_time_noise"),
@@ -445,6 +459,41 @@ def test_recomputing_activations_changes_no_gradient(model: RavenForCausalLM) ->
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_recomputing_whole_steps_keeps_one_input_each(model: RavenForCausalLM) -> None:
+    training = copy.deepcopy(model).train()
+    options = {"num_steps": (1, 4), "state_seeds": random_seeds(tokens()[:, 1:])}
+
+    def kept() -> int:
+        """Bytes that the backward pass finds again."""
+        held: list[int] = []
+        storages: set[int] = set()
+
+        def hold(tensor: Tensor) -> Tensor:
+            if tensor.data_ptr() not in storages:
+                storages.add(tensor.data_ptr())
+                held.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            loss = loss_of(training, tokens(), **options)
+        del loss
+        return sum(held)
+
+    expected, plain = gradients(training, tokens(), **options), kept()
+    training.recompute_iterations = True
+    assert not training.gradient_checkpointing
+    runs = {name: [] for name in ("prelude", "core_block")}
+    for name, calls in runs.items():
+        training.transformer[name][0].register_forward_hook(lambda *_, calls=calls: calls.append(1))  # type: ignore[index]
+    found = gradients(training, tokens(), **options)
+    assert (len(runs["prelude"]), len(runs["core_block"])) == (1, 1 + 2 * 4)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert kept() < 0.5 * plain
+    runs["core_block"].clear()
+    gradients(training.eval(), tokens(), **options)
+    assert len(runs["core_block"]) == 5
+
+
 def test_labels_are_shifted_as_everywhere_in_transformers(model: RavenForCausalLM) -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(tokens(), labels=tokens()).loss, loss_of(model, tokens()))
@@ -558,6 +607,11 @@ def test_tokens_taken_out_of_a_cache_leave_no_trace(model: RavenForCausalLM) -> 
     torch.testing.assert_close(found[[1, 0]], whole[:, 8:], rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="13"):
         cache.clear_last_k_entries(13)
+    sizes = []
+    for change in (0, -2, 7, 9):  # nothing, two less, seven stay, as many as there are
+        cache.crop(change)
+        sizes.append(cache.seen)
+    assert sizes == [12, 10, 7, 7] and cache.keys[0].shape[2] == 7
 
 
 def test_missing_steps_are_looked_up_by_policy(model: RavenForCausalLM) -> None:
@@ -797,6 +851,63 @@ def test_drafts_write_what_all_steps_write(model: RavenForCausalLM) -> None:
     assert passes.count(5) < 17
 
 
+@pytest.mark.parametrize("options", [{"num_steps": 12}, {"num_steps": 30, "exit_criterion": "latent-diff"}], ids=str)
+def test_tokens_looked_up_in_the_prompt_write_what_greedy_decoding_does(
+    model: RavenForCausalLM, options: dict[str, Any]
+) -> None:
+    ids, passes = tokens(1), []
+    hook = model.register_forward_hook(lambda module, inputs, output: passes.append(output.logits.shape[1]))
+    text = ids
+    for _ in range(2):  # the second prompt holds what is to be written, so that much of it is found there
+        plain = model.generate(text, max_new_tokens=17, **GREEDY, **options)
+        passes.clear()
+        found = model.generate(text, max_new_tokens=17, prompt_lookup_num_tokens=3, **GREEDY, **options)
+        assert torch.equal(found, plain)
+        text = torch.cat([plain, ids], 1)
+    hook.remove()
+    assert max(passes) > 1
+
+
+@pytest.mark.parametrize("lookup", ["skip", "randomized", "full", "available-m2"])
+def test_drafts_write_the_greedy_text_with_other_lookups(model: RavenForCausalLM, lookup: str) -> None:
+    options = {"max_new_tokens": 12, "num_steps": 8, "cache_lookup": lookup, **GREEDY}
+    plain = model.generate(tokens(), **options)
+    assert torch.equal(model.generate(tokens(), draft_steps=3, draft_tokens=3, **options), plain)
+
+
+@pytest.mark.parametrize("lookup", ["always-last", "latest-m2-compress-s4", "compress-r4", "compress-anchor"])
+def test_lookups_that_checks_cannot_have_are_refused(model: RavenForCausalLM, lookup: str) -> None:
+    cached = RavenCache(model.config, lookup)
+    for drafts in ({"draft_steps": 2}, {"prompt_lookup_num_tokens": 3}):
+        with pytest.raises(ValueError, match=f"cache_lookup '{lookup}'"):
+            model.generate(tokens(1), max_new_tokens=4, num_steps=6, cache_lookup=lookup, **GREEDY, **drafts)
+    with pytest.raises(ValueError, match=f"cache_lookup '{lookup}'"):
+        model.generate(
+            tokens(1), max_new_tokens=4, past_key_values=cached, prompt_lookup_num_tokens=3, num_steps=6, **GREEDY
+        )
+    with pytest.raises(ValueError, match="continuous_thought"):
+        model.generate(tokens(1), max_new_tokens=4, continuous_thought=True, prompt_lookup_num_tokens=3, **GREEDY)
+
+
+def test_drafts_heed_the_generation_config(model: RavenForCausalLM) -> None:
+    model, options = copy.deepcopy(model), {"num_steps": 6, "draft_steps": 2}
+    plain = model.generate(tokens(), max_new_tokens=20, num_steps=6, **GREEDY)
+    end = int(plain[0, 15])
+    assert torch.equal(model.generate(inputs=tokens(), eos_token_id=None, pad_token_id=0, **options), plain)
+    given = GenerationConfig(max_length=24, eos_token_id=end, pad_token_id=7)
+    expected = model.generate(tokens(), generation_config=given, num_steps=6)
+    assert (expected[0, 16:] == 7).all()
+    for arguments in ({"generation_config": given}, {"max_length": 24, "eos_token_id": end, "pad_token_id": 7}):
+        assert torch.equal(model.generate(tokens(), **arguments, **options), expected)
+    given.repetition_penalty = 1.0
+    assert torch.equal(model.generate(tokens(), given, **options), expected)
+    model.generation_config = given
+    assert torch.equal(model.generate(input_ids=tokens(), **options), expected)
+    given.repetition_penalty = 1.5
+    with pytest.raises(ValueError, match=r"repetition_penalty = 1\.5: not together with draft_steps"):
+        model.generate(tokens(), **options)
+
+
 def test_drafts_end_where_rows_end(model: RavenForCausalLM) -> None:
     options = {"max_new_tokens": 24, "num_steps": 6, "pad_token_id": 0}
     plain = model.generate(tokens(), do_sample=False, eos_token_id=None, **options)
@@ -805,7 +916,13 @@ def test_drafts_end_where_rows_end(model: RavenForCausalLM) -> None:
     assert torch.equal(model.generate(tokens(), draft_steps=2, eos_token_id=end, **options), expected)
 
 
-@pytest.mark.parametrize("wrong", [{"draft_steps": 6}, {"draft_tokens": 0}, {"accept": 0.0}, {"do_sample": True}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"draft_steps": 6}, {"draft_tokens": 0}, {"accept": 0.0}, {"do_sample": True}, {"use_cache": False}),
+        *({"num_beams": 2}, {"min_new_tokens": 1}, {"streamer": print}, {"exit_criterion": "kl"}),
+    ],
+)
 def test_drafts_that_make_no_sense_are_refused(model: RavenForCausalLM, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         model.generate(tokens(), **{"draft_steps": 2, "max_new_tokens": 4, "num_steps": 6, **wrong})

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from flame.checkpoint.hf_import import import_hf
 from flame.checkpoint.loading import load_hf
@@ -173,6 +173,27 @@ def test_what_the_architecture_does_not_have_is_refused(changes: dict[str, Any],
         AutoConfig.for_model("llada", **{**HUB_8B, **changes})
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"hidden_size": 30}, "hidden_size = 30 is no multiple of num_attention_heads = 4"),
+        ({"num_key_value_heads": 3}, "num_attention_heads = 4 is no multiple of num_key_value_heads = 3"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0 must be a whole number from 1"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads = 0 must"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers = -2 must"),
+        ({"d_model": 0}, "hidden_size = 0 must"),
+        ({"vocab_size": 0}, "vocab_size = 0 must"),
+        ({"intermediate_size": 0}, "intermediate_size = 0 must"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings = 0 must"),
+        ({"head_dim": 7}, "head_dim = 7 must be even"),
+    ],
+)
+def test_sizes_that_make_no_model_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        tiny(**changes)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.fixture
 def hub_folder(tmp_path: Path) -> tuple[Any, Path]:
     """A model, and its weights in a folder under the hub's names, with a config in the hub's words."""
@@ -315,7 +336,7 @@ def test_a_cached_pass_over_unchanged_tokens_computes_the_same(cache: str) -> No
     model, (ids, mask) = tiny(), padded([tokens(1, 4)[0], tokens(1, 6)[0]])
     plan = sampling.make_plan(
         model.config, 12, None, 4, None, temperature=0.0, cfg_scale=0.5, remasking="random", cache=cache, refresh=0,
-        suppress_eos=False, stop_at_eos=False,
+        suppress_eos=False, stop_at_eos=False, end_ids=[EOS], pad_id=PAD,
     )  # fmt: skip
     canvas, whole = sampling._canvas(ids, mask, 12, MASK)
     passes = sampling._Passes(model, plan, canvas, whole, 6)
@@ -351,7 +372,7 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature(temperature: float
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 5.0])
     plan = sampling.make_plan(
         tiny().config, 1, None, 1, None, temperature=temperature, cfg_scale=0.0, remasking="random", cache=None,
-        refresh=0, suppress_eos=False, stop_at_eos=False,
+        refresh=0, suppress_eos=False, stop_at_eos=False, end_ids=[EOS], pad_id=PAD,
     )  # fmt: skip
     plan.mask_id = 4  # the likeliest token is forbidden
     draws = 20_000
@@ -420,6 +441,70 @@ def test_blocks_are_streamed_when_they_are_complete() -> None:
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny().generate(tokens(1, 3), **options)
+
+
+def test_the_words_of_transformers_are_understood() -> None:
+    model, prompt = tiny(), tokens(2, 5)
+    plain = model.generate(prompt, max_new_tokens=8)
+
+    def written(**arguments: Any) -> Tensor:
+        return model.generate(**{"inputs": prompt, "max_new_tokens": 8, **arguments})
+
+    for same in (
+        {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "logits_processor": []},
+        {"do_sample": False, "temperature": 0.0},
+        {"max_new_tokens": None, "max_length": 13},
+        {"eos_token_id": EOS, "pad_token_id": PAD},
+        {"max_new_tokens": None, "generation_config": GenerationConfig(max_new_tokens=8, do_sample=False)},
+        {"max_new_tokens": None, "generation_config": GenerationConfig(max_length=13, num_beams=1)},
+        {"generation_config": GenerationConfig(max_new_tokens=4)},
+        {"generation_config": model.generation_config},
+    ):
+        assert torch.equal(written(**same), plain), same
+
+    def drawn(**arguments: Any) -> Tensor:
+        return written(generator=torch.Generator().manual_seed(0), **arguments)
+
+    sampled = drawn(temperature=1.0)
+    assert not torch.equal(sampled, plain)
+    for same in ({"do_sample": True}, {"generation_config": GenerationConfig(do_sample=True)}):
+        assert torch.equal(drawn(**same), sampled), same
+    assert torch.equal(drawn(do_sample=True, temperature=0.5), drawn(temperature=0.5))
+    assert model.generate(prompt[:, :1]).shape == (2, 129)
+    assert model.generate(prompt, max_length=51, stop_at_eos=False).shape == (2, 51)  # 46 tokens in blocks of 23
+
+
+def test_other_ends_and_padding_can_be_asked_for() -> None:
+    model, prompt = tiny(), tokens(1, 4)
+    plain = model.generate(prompt, max_new_tokens=8, block_length=4, stop_at_eos=False)[0, 4:]
+    end = int(plain[2])
+    first = plain.tolist().index(end)
+    for ends in (end, [1, end]):
+        asked = {"eos_token_id": ends, "pad_token_id": 5}
+        for arguments in (asked, {"generation_config": GenerationConfig(**asked)}):
+            found = model.generate(prompt, max_new_tokens=8, block_length=4, **arguments)[0, 4:]
+            assert torch.equal(found[: first + 1], plain[: first + 1]) and (found[first + 1 :] == 5).all()
+    assert end not in model.generate(prompt, max_new_tokens=8, eos_token_id=end, suppress_eos=True)[0, 4:]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_beams": 2}, "generate.. has no num_beams for masked diffusion; it has input_ids, .*, cache, .*, inputs"),
+        ({"streamers": print, "top_k": 5}, "no streamers, top_k for"),
+        ({"generation_config": GenerationConfig(repetition_penalty=1.2)}, "no repetition_penalty for"),
+        ({"max_length": 10, "max_new_tokens": 4}, "max_new_tokens and max_length both"),
+        ({"max_length": 3}, "max_length = 3 is no longer than the prompt of 3"),
+        ({"do_sample": True, "temperature": 0.0}, "do_sample = True contradicts temperature = 0.0"),
+        ({"do_sample": False, "temperature": 0.7}, "do_sample = False contradicts temperature = 0.7"),
+        ({"inputs": torch.ones(1, 3, dtype=torch.long)}, "give the prompts as input_ids or as inputs"),
+    ],
+)
+def test_words_without_a_meaning_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny().generate(tokens(1, 3), **options)
+    with pytest.raises(ValueError, match="give the prompts"):
+        tiny().generate(max_new_tokens=4)
 
 
 def test_a_model_without_a_mask_token_cannot_generate() -> None:

@@ -10,12 +10,23 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from flame.errors import ConfigError
 from flame.inference.batches import honours_padding, left_padded
 from flame.inference.decoders.base import Completion, Decoder
-from flame.inference.options import Options, option
-from flame.inference.positions import check_positions
+from flame.inference.options import Options, check_temperature, option
+from flame.inference.positions import check_positions, learned_positions
 from flame.inference.prompts import Prompt
 from flame.inference.text import TextStream
 
 _ONLY_SAMPLING = ("top_k", "top_p", "min_p")
+# A folder's generation config may ask for another way to search, for more rows, another result, or cuts and ends that
+# have no option here.
+_ONE_ROW_EACH: dict[str, Any] = {
+    **{"num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "diversity_penalty": 0.0},
+    **dict.fromkeys(("constraints", "force_words_ids", "penalty_alpha", "dola_layers", "use_mtp")),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "assistant_early_exit", "token_healing", "prefill_chunk_size")),
+    **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits"), False),
+    **dict.fromkeys(("output_attentions", "output_hidden_states"), False),
+    **{"typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None},
+    **dict.fromkeys(("stop_strings", "max_time", "guidance_scale")),
+}
 
 
 @dataclass
@@ -34,8 +45,14 @@ class AutoregressiveOptions(Options):
         super().check(given)
         if self.min_new_tokens > self.max_new_tokens:
             raise ConfigError(f"--min_new_tokens {self.min_new_tokens} exceeds --max_new_tokens {self.max_new_tokens}")
+        check_temperature(self.temperature)
         if not self.temperature and (idle := [name for name in _ONLY_SAMPLING if name in given]):
             raise ConfigError(f"--{idle[0]} has no effect at --temperature 0; leave one of them out")
+
+    @property
+    def deterministic(self) -> bool:
+        """See ``Options.deterministic``."""
+        return not self.temperature
 
     def sampling(self) -> dict[str, Any]:
         """Arguments of transformers' ``generate``."""
@@ -59,6 +76,7 @@ class AutoregressiveDecoder(Decoder):
     def __init__(self, engine: Any, options: AutoregressiveOptions, stops: Sequence[str] = ()) -> None:
         super().__init__(engine, options, stops)
         self._pads: bool | None = None
+        self._positions = learned_positions(engine.model)
 
     def pads(self) -> bool:
         """True where a padded row has the logits of the row alone, which is tried once on a scaled-down model."""
@@ -70,7 +88,7 @@ class AutoregressiveDecoder(Decoder):
         """See ``Decoder.run``."""
         engine, options = self.engine, self.options
         ids, mask = left_padded([prompt.ids for prompt in prompts], engine.pad, engine.model.device)
-        check_positions(engine.model, ids.shape[1], options.max_new_tokens)
+        check_positions(self._positions, ids.shape[1], options.max_new_tokens)
         written = self.written(
             prompts,
             show,
@@ -91,13 +109,14 @@ class AutoregressiveDecoder(Decoder):
             show: see ``run``.
             arguments: of ``generate``; further ones are added.
         """
-        rows = [TextStream(self.engine.tokenizer, prompt.ids, self.stops) for prompt in prompts]
+        rows = [self.stream(prompt) for prompt in prompts]
         # Reading along costs a look at every token on the host, so only where somebody has to know.
         follow = [_Follow(rows)] if self.stops else []
         return self.engine.model.generate(  # type: ignore[operator]
             logits_processor=self._processors(prompts, arguments["input_ids"].shape[1]),
             stopping_criteria=StoppingCriteriaList(follow),
             streamer=self.streamer(prompts[0], show) if show else None,
+            **_ONE_ROW_EACH,
             **self.options.sampling(),
             **arguments,
         )

@@ -44,6 +44,8 @@ class Decoder:
     Options: ClassVar[type[BaseOptions]] = BaseOptions
     gives_spaces_back: ClassVar[bool] = False
     """Whether spaces at the end of a prompt are made by the model; see ``Encoder``."""
+    figures: ClassVar[tuple[str, ...]] = ()
+    """The names of what ``Completion.figures`` may hold."""
 
     def __init__(self, engine: Engine, options: Any, stops: Sequence[str] = ()) -> None:
         self.engine = engine
@@ -66,7 +68,7 @@ class Decoder:
 
     def completion(self, prompt: Prompt, tokens: Sequence[int]) -> Completion:
         """Reads the tokens that a row became; what stands behind its end is filling."""
-        stream = TextStream(self.engine.tokenizer, prompt.ids, self.stops)
+        stream = self.stream(prompt)
         count, finish = 0, "length"
         for token in tokens:
             count += 1
@@ -79,9 +81,13 @@ class Decoder:
         stream.flush()
         return Completion(stream.text, count, "stop" if stream.stopped else finish, stream.stopped)
 
+    def stream(self, prompt: Prompt) -> TextStream:
+        """What reads the tokens that follow a prompt. Spaces given back stand in the prompt already."""
+        return TextStream(self.engine.tokenizer, prompt.ids, self.stops, len(prompt.spaces))
+
     def streamer(self, prompt: Prompt, show: Callable[[str], None]) -> BaseStreamer:
         """What ``generate`` of transformers and of its like hands the tokens of a single row to."""
-        return _Streamer(TextStream(self.engine.tokenizer, prompt.ids, self.stops), self.engine.ends, show)
+        return _Streamer(self.stream(prompt), self.engine.ends, show)
 
 
 class _Streamer(BaseStreamer):

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from flame.errors import ConfigError
 from flame.inference.batches import left_padded
 from flame.inference.decoders.base import Completion, Decoder, refusals
-from flame.inference.options import Options, option
+from flame.inference.options import Options, check_temperature, option
 from flame.inference.prompts import Prompt
 
 
@@ -28,12 +28,18 @@ class MaskedDiffusionOptions(Options):
     def check(self, given: Iterable[str] = ()) -> None:
         """See ``Options.check``."""
         super().check(given)
+        check_temperature(self.temperature)
         if self.threshold is not None and self.steps is not None:
             raise ConfigError("--steps and --threshold both say how many tokens stay; give one of them")
         if self.threshold is not None and "remasking" in given:
             raise ConfigError("--remasking has no effect with --threshold, which keeps the likeliest; give one of them")
         if self.refresh and self.cache is None:
             raise ConfigError("--refresh has no effect without --cache; give one, such as prefix")
+
+    @property
+    def deterministic(self) -> bool:
+        """See ``Options.deterministic``."""
+        return not self.temperature and self.remasking != "random"
 
 
 class MaskedDiffusionDecoder(Decoder):

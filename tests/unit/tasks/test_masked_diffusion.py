@@ -260,6 +260,20 @@ def test_a_mask_that_is_a_word_is_refused(tokenizer: PreTrainedTokenizerFast) ->
         fit_mask_token(config, tokenizer)
 
 
+@pytest.mark.parametrize("role", ["bos", "eos", "pad"])
+def test_a_mask_that_has_another_role_is_refused(tokenizer: PreTrainedTokenizerFast, role: str) -> None:
+    taken = len(tokenizer)
+    tokenizer.add_special_tokens({f"{role}_token": "<|taken|>"})
+    message = f"mask_token_id {taken} is the tokenizer's {role} token '<.taken.>'.* config null"
+    for mask in (taken, None):  # of the config
+        config, _ = llada(vocab_size=320, mask_token_id=mask)
+        if mask is None:
+            tokenizer.add_special_tokens({"mask_token": "<|taken|>"})
+        with pytest.raises(ConfigError, match=message) as caught:
+            fit_mask_token(config, tokenizer)
+        assert "\n" not in str(caught.value)
+
+
 def test_special_and_spare_rows_can_be_masks(tokenizer: PreTrainedTokenizerFast) -> None:
     config, _ = llada(vocab_size=320, mask_token_id=310)
     assert fit_mask_token(config, tokenizer) == 310

@@ -212,3 +212,18 @@ def test_goldfish_leaves_out_the_same_tokens_wherever_they_stand(materials: Mate
     training = task.prepare({**inputs, "num_steps": (0, 1)}, labels, seeded(0))[1]
     assert torch.equal(training == IGNORE_INDEX, goldfish(inputs["input_ids"], 4)) and (training == IGNORE_INDEX).any()
     assert torch.equal(task.prepare(inputs, labels, seeded(0))[1], labels)  # validation scores all
+
+
+def test_goldfish_takes_no_notice_of_the_document_before(materials: Materials) -> None:
+    text, others = torch.randint(5, 300, (3, 60), generator=torch.Generator().manual_seed(2)).split((1, 2))
+    task = made(materials, goldfish_every=2)
+    dropped = []
+    for other, length in ((others[:1], 9), (others[1:], 9), (others[1:], 31)):
+        row = torch.cat([other[:, :length], text], 1)
+        positions = torch.cat([torch.arange(length), torch.arange(60)]).unsqueeze(0)
+        inputs = {"input_ids": row, "position_ids": positions, "num_steps": (0, 1)}
+        labels = task.prepare(inputs, row.clone(), seeded(0))[1]
+        dropped.append((labels == IGNORE_INDEX)[:, length:])
+    assert dropped[0].any() and not dropped[0][:, :12].any()
+    assert torch.equal(dropped[0], goldfish(text, 2))
+    assert torch.equal(dropped[0], dropped[1]) and torch.equal(dropped[0], dropped[2])
