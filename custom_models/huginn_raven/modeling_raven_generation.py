@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
-from transformers.generation import GenerationMode
+from transformers.generation.configuration_utils import GenerationMode
 
 from .modeling_raven_cache import RavenCache
+from .modeling_raven_exits import ExitRule
 
 # What drafting heeds of a generation config, and settings of sampling, which say nothing where nothing is sampled.
 _AGREEING = (
@@ -167,6 +168,12 @@ def _check_checks(cache: Any, options: Mapping[str, Any]) -> None:
         )
     if options.get("continuous_thought"):
         raise ValueError("continuous_thought goes from token to token, so drafted ones cannot be checked together")
+    rule = ExitRule(options.get("exit_criterion", "none"), None, 1, 1)
+    if rule.exits and (rule.reads_logits or not options.get("exit_in_prefill", True)):
+        raise ValueError(
+            f"exit_criterion '{rule.criterion}' lets tokens stop elsewhere where drafted ones are checked together; "
+            "use 'latent-diff' or 'cosine' with exit_in_prefill, or decode without drafts"
+        )
 
 
 class _Draft:

@@ -188,8 +188,8 @@ def fit_mask_token(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast)
     for role in ("bos", "eos", "pad"):
         if mask == getattr(tokenizer, f"{role}_token_id"):
             raise ConfigError(
-                f"mask_token_id {mask} is the tokenizer's {role} token {tokenizer.convert_ids_to_tokens(mask)!r}, which "
-                "texts hold too; give the tokenizer a mask token of its own, or none and the config null"
+                f"mask_token_id {mask} is the tokenizer's {role} token {tokenizer.convert_ids_to_tokens(mask)!r}, "
+                "which texts hold too; give the tokenizer a mask token of its own, or none and the config null"
             )
     config.mask_token_id = mask
     return mask

@@ -885,8 +885,23 @@ def test_lookups_that_checks_cannot_have_are_refused(model: RavenForCausalLM, lo
         model.generate(
             tokens(1), max_new_tokens=4, past_key_values=cached, prompt_lookup_num_tokens=3, num_steps=6, **GREEDY
         )
-    with pytest.raises(ValueError, match="continuous_thought"):
-        model.generate(tokens(1), max_new_tokens=4, continuous_thought=True, prompt_lookup_num_tokens=3, **GREEDY)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"continuous_thought": True},
+        {"exit_criterion": "kl"},
+        {"exit_criterion": "argmax-stability"},
+        {"exit_criterion": "cosine", "exit_in_prefill": False},
+    ],
+    ids=str,
+)
+def test_what_tokens_do_one_by_one_only_is_refused_with_lookup_in_the_prompt(
+    model: RavenForCausalLM, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        model.generate(tokens(1), max_new_tokens=4, prompt_lookup_num_tokens=3, **GREEDY, **options)
 
 
 def test_drafts_heed_the_generation_config(model: RavenForCausalLM) -> None:

@@ -20,6 +20,7 @@ from flame.convert import inverted, renamer
 from flame.models.build import count_parameters, model_class, plain_model
 from flame.models.trial import stir
 from flame.plugin import load_plugin
+from tests.parallel.decoding import denoising_error
 from tests.plugins.exported import export, without_flame
 from tests.runs import load_states
 
@@ -342,6 +343,24 @@ def test_a_cached_pass_over_unchanged_tokens_computes_the_same(cache: str) -> No
     passes = sampling._Passes(model, plan, canvas, whole, 6)
     block = slice(10, 14)
     torch.testing.assert_close(passes.logits(block, fresh=True), passes.logits(block, fresh=False))
+
+
+def test_a_folder_that_fills_masks_in_wrongly_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check that runs of all layouts end with."""
+    model = tiny()
+    assert denoising_error(model) == ""
+    draw, logits = sampling._draw, sampling._Passes.logits
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "_draw", lambda *given: (draw(*given)[0], -draw(*given)[1]))  # the least likely stay
+        assert "plain passes" in denoising_error(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling._Passes, "logits", lambda self, block, fresh: logits(self, block, fresh).roll(1, 1))
+        assert "plain passes" in denoising_error(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sampling._Passes, "logits", lambda self, block, fresh: logits(self, block, fresh and self.cache is None)
+        )
+        assert "a cache that is renewed" in denoising_error(model)
 
 
 @pytest.mark.parametrize("cache, positions", [(None, 4 * 20), ("prefix", 20 + 10 + 20 + 5), ("dual", 20 + 5 + 20 + 5)])

@@ -52,6 +52,11 @@ def ids(rows: int, length: int) -> Tensor:
     return torch.randint(3, 256, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"hidden_act 'swosh' is none of .*, silu, .*swish"):
+        SBAConfig(hidden_act="swosh")
+
+
 @pytest.mark.parametrize("options", [{}, {"attend_current": True}, {"add_remainder": True}], ids=str)
 @torch.no_grad()
 def test_decoding_with_a_cache_equals_one_pass(options) -> None:
