@@ -38,7 +38,6 @@ PLUGIN = ModelPlugin(
     forward_flops=forward_flops,
     objective="recurrent_depth",
     refuses={
-        "pipeline": "its core is run many times in a pass and ends where it began, so no cut makes stages of it; use "
-        "data, tensor or context parallelism"
+        "pipeline": "its core is run many times in a pass and ends where it began, so no cut makes stages of it"
     },
 )

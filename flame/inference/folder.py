@@ -70,10 +70,9 @@ def load_folder(name: str, trust_remote_code: bool = False) -> tuple[PreTrainedM
         ConfigError: something cannot be read, the weights are not those of the model that the config describes, or the
             tokenizer has more tokens than the model.
     """
-    info: dict[str, Any]
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype="auto",
             trust_remote_code=trust_remote_code,
@@ -84,6 +83,7 @@ def load_folder(name: str, trust_remote_code: bool = False) -> tuple[PreTrainedM
         raise
     except FOREIGN_ERRORS as error:
         raise ConfigError(f"--model '{name}' cannot be loaded: {_reason(error)}") from error
+    model, info = loaded
     _check_weights(name, model, info)
     _check_vocabulary(name, model, tokenizer)
     return model, tokenizer

@@ -68,7 +68,9 @@ def check_characters(text: str, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: character {error.start + 1} is no Unicode; write UTF-8, without surrogates") from error
+        raise DataError(
+            f"{where}: character {error.start + 1} is no Unicode; write UTF-8, without surrogates"
+        ) from error
     return text
 
 

@@ -18,7 +18,7 @@ from flame.inference.text import TextStream
 _ONLY_SAMPLING = ("top_k", "top_p", "min_p")
 # A folder's generation config may ask for another way to search, for more rows, another result, or cuts and ends that
 # have no option here.
-_ONE_ROW_EACH: dict[str, Any] = {
+ONE_ROW_EACH: dict[str, Any] = {
     **{"num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "diversity_penalty": 0.0},
     **dict.fromkeys(("constraints", "force_words_ids", "penalty_alpha", "dola_layers", "use_mtp")),
     **dict.fromkeys(("prompt_lookup_num_tokens", "assistant_early_exit", "token_healing", "prefill_chunk_size")),
@@ -116,7 +116,7 @@ class AutoregressiveDecoder(Decoder):
             logits_processor=self._processors(prompts, arguments["input_ids"].shape[1]),
             stopping_criteria=StoppingCriteriaList(follow),
             streamer=self.streamer(prompts[0], show) if show else None,
-            **_ONE_ROW_EACH,
+            **ONE_ROW_EACH,
             **self.options.sampling(),
             **arguments,
         )

@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from flame.errors import ConfigError
+from flame.inference.batches import left_padded
 from flame.inference.decoders.autoregressive import AutoregressiveDecoder, AutoregressiveOptions
 from flame.inference.engine import Engine
 from flame.models.build import model_class, plain_model
@@ -168,9 +169,46 @@ def test_an_end_ends_the_text_but_not_before_it_may(tokenizer: PreTrainedTokeniz
 def test_spaces_given_back_come_first_in_every_row(tokenizer: PreTrainedTokenizerFast) -> None:
     decoder = decoder_of(engine_of("llama", tokenizer), temperature=0.0, max_new_tokens=3)
     prompts = prompts_of(decoder, ["the ", "the", "one old "])
-    first, _, third = decoder.run(prompts)
-    assert first.text.startswith(" ") and third.text.startswith(" ")
+    ids, mask = left_padded([prompt.ids for prompt in prompts], 1, "cpu")
+    written = decoder.written(
+        prompts,
+        None,
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=1,
+    )
+    assert [tokenizer.decode(row[-1:])[0] == " " for row in written] == [True, False, True]
     assert [decoder.run([prompt])[0].text for prompt in prompts] == [row.text for row in decoder.run(prompts)]
+
+
+def test_a_stop_is_not_looked_for_in_spaces_given_back(tokenizer: PreTrainedTokenizerFast) -> None:
+    engine = engine_of("llama", tokenizer)
+    plain = decoder_of(engine, temperature=0.0, max_new_tokens=12)
+    (prompt,) = prompts_of(plain, ["the "])
+    whole = plain.run([prompt])[0]
+    assert whole.text and not whole.text.startswith(" ")
+    stopping = decoder_of(engine, " ", **vars(plain.options))
+    (short,) = stopping.run([prompt])
+    assert short.text == whole.text.partition(" ")[0] != ""
+    pieces: list[str] = []
+    stopping.run([prompt], pieces.append)
+    assert "".join(pieces) == short.text
+
+
+def test_what_a_folder_asks_of_the_search_does_not_change_the_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    engine = engine_of("llama", tokenizer)
+    decoder = decoder_of(engine, temperature=0.0, max_new_tokens=8)
+    prompts = prompts_of(decoder, ["the cat", "a"])
+    expected = decoder.run(prompts)
+    for asked in (
+        {"num_beams": 3, "return_dict_in_generate": True, "num_return_sequences": 2, "output_scores": True},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"prompt_lookup_num_tokens": 2},
+        {"stop_strings": ["e"], "max_time": 1e-9},
+    ):
+        engine.model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=1, pad_token_id=1, **asked)
+        assert decoder.run(prompts) == expected, asked
+        assert decoder.run(prompts[:1]) == expected[:1], asked
 
 
 def test_more_than_a_table_of_positions_holds_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -186,6 +224,12 @@ def test_more_than_a_table_of_positions_holds_is_refused(tokenizer: PreTrainedTo
 def test_options_that_greedy_decoding_ignores_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"--{name} has no effect"):
         AutoregressiveOptions(temperature=0.0).check([name, "temperature"])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e-40, 1e40, -0.5])
+def test_a_temperature_that_logits_cannot_be_divided_by_is_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match="--temperature"):
+        AutoregressiveOptions(temperature=value).check()
 
 
 def test_a_least_length_above_the_greatest_is_refused() -> None:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from flame.inference.batches import honours_padding, in_batches, left_padded
 from flame.inference.engine import Engine
@@ -38,3 +38,33 @@ def test_whether_a_family_honours_padding_is_found_out(family: str, honoured: bo
     torch.random.set_rng_state(state)
     assert honours_padding(Engine(model, None, plugin)) is honoured  # type: ignore[arg-type]
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+class Odd(LlamaForCausalLM):
+    """Knows no padding, and says so in its own manner."""
+
+    error: type[Exception] = ValueError
+
+    def forward(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and not mask.all():
+            raise self.error("padding")
+        return super().forward(*args, **kwargs)  # type: ignore[arg-type]
+
+
+class Unscalable(LlamaForCausalLM):
+    """Cannot be made from a config alone."""
+
+    def __init__(self, config: object, sizes: object) -> None:
+        super().__init__(config)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError])
+def test_a_family_that_fails_at_padding_does_not_honour_it(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Odd, "error", error)
+    plugin = load_plugin("llama")
+    config = tiny_config(plugin)
+    assert not honours_padding(Engine(Odd(config), None, plugin))  # type: ignore[arg-type]
+    assert not honours_padding(Engine(Unscalable(config, None), None, plugin))  # type: ignore[arg-type]

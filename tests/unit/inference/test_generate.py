@@ -160,11 +160,29 @@ def test_a_stop_is_not_shown(model: str, capsys: pytest.CaptureFixture[str]) -> 
         (["--temperature", "0", "--top_k", "3"], "--top_k has no effect"),
         (["--min_new_tokens", "300"], "--min_new_tokens 300 exceeds"),
         (["--topk", "3"], "topk"),
+        (["--temperature", "0", "--num_samples", "2"], "--num_samples 2 would be as many times the same text"),
+        (["--stop", "\udce9"], "--stop: character 1 is no Unicode"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(model: str, words: list[str], message: str) -> None:
     with pytest.raises(FlameError, match=message):
         generate.main(["--model", model, "--prompt", "a", *words])
+
+
+@pytest.mark.parametrize("key", ["text", "tokens", "sample", "finish", "stop", "mean_steps"])
+def test_json_does_not_overwrite_what_a_line_holds(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": "a", key: 1}) + "\n")
+    with pytest.raises(FlameError, match=f"line 1: --json writes '{key}' itself"):
+        generate.main(["--model", "never looked at", "--prompt_file", str(file), "--json"])
+
+
+def test_spaces_given_back_are_no_stop(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--model", model, "--prompt", "the ", "--max_new_tokens", "12", "--temperature", "0")
+    (whole,) = records_of(capsys, *options)
+    (record,) = records_of(capsys, *options, "--stop", " ")
+    assert record["text"] == whole["text"].partition(" ")[0] != ""
+    assert text_of(capsys, *options, "--stop", " ") == "the " + record["text"] + "\n"
 
 
 def test_the_command_fails_with_code_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,8 @@ def test_an_option_of_another_decoder_is_refused_by_name() -> None:
         ("--heat", "2.5"),
         ("--heat", "-0.1"),
         ("--heat", "nan"),
+        ("--heat", "inf"),
+        ("--max_new_tokens", str(10**30)),
         ("--heat", "hot"),
         ("--order", "up"),
         ("--max_new_tokens", "0"),

@@ -35,12 +35,38 @@ def test_standard_input_is_read_once() -> None:
         list(read_prompts(["-"], "-"))
 
 
-@pytest.mark.parametrize("line", ["no json", "7", '{"text": "a"}', '{"prompt": 3}'])
+@pytest.mark.parametrize("line", ["no json", "[" * 100000, "7", '{"text": "a"}', '{"prompt": 3}'])
 def test_a_line_without_a_prompt_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(f'"fine"\n{line}\n')
     with pytest.raises(DataError, match="line 2"):
         list(read_prompts([], str(file)))
+
+
+def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "prompts.jsonl"
+    for line in (b'"caf\xe9"', b'"\\ud800"', b'{"prompt": "a", "id": "\\udc00"}'):
+        file.write_bytes(b'"fine"\n' + line + b"\n")
+        with pytest.raises(DataError, match="prompts.jsonl', line 2.*is no Unicode"):
+            list(read_prompts([], str(file)))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
+        with pytest.raises(DataError, match="'-', line 2"):
+            list(read_prompts([], "-"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9")))
+    with pytest.raises(DataError, match="--prompt number 2: character 4"):
+        list(read_prompts(["a", "-"], ""))
+    with pytest.raises(DataError, match="--prompt: character 1"):
+        list(read_prompts(["\udce9"], ""))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("é 🙂".encode()), encoding="ascii"))
+    assert list(read_prompts(["-"], "")) == [{"prompt": "é 🙂"}]
+
+
+def test_keys_that_the_answer_has_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('"fine"\n{"prompt": "a", "id": 1, "tokens": 3}\n')
+    assert len(list(read_prompts([], str(file)))) == 2
+    with pytest.raises(DataError, match="line 2: --json writes 'tokens' itself"):
+        list(read_prompts([], str(file), reserved={"text", "tokens"}))
 
 
 def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
+import copy
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from flame.errors import ConfigError
 from flame.inference.decoders.recurrent_depth import RecurrentDepthDecoder, RecurrentDepthOptions
@@ -76,11 +77,45 @@ def test_drafts_that_all_steps_check_give_the_text_of_all_steps(engine: Engine) 
         ({"draft_steps": 2}, "--draft_steps decodes greedily"),
         ({"draft_steps": 2, "temperature": 0.0, "exit_criterion": "kl"}, "--exit_criterion cannot be had together"),
         ({"num_steps": 0}, "--num_steps 0 is out of range"),
+        ({"num_steps": 4, "exit_criterion": "kl", "min_steps": 4}, "no token can stop before step 4, of --num_steps 4"),
+        ({"num_steps": 8, "exit_criterion": "kl", "check_every": 4}, "before step 8, of --num_steps 8"),
+        ({"exit_criterion": "kl", "exit_threshold": -1.0}, "--exit_threshold -1.0 is out of range"),
+        ({"exit_criterion": "kl", "exit_threshold": float("nan")}, "--exit_threshold nan"),
+        ({"state_seed": 2**63}, "--state_seed 9223372036854775808 is out of range"),
+        ({"draft_steps": 2, "temperature": 0.0, "repetition_penalty": 1.2}, "--repetition_penalty 1.2 is not known"),
+        ({"draft_steps": 2, "temperature": 0.0, "cache_lookup": "always-last"}, "--cache_lookup always-last with"),
+        (
+            {"draft_steps": 2, "temperature": 0.0, "cache_lookup": "latest-compress-s4"},
+            "--cache_lookup latest-compress",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RecurrentDepthOptions(**given).check(given)
+
+
+def test_exits_are_compared_with_the_models_own_depth(engine: Engine) -> None:
+    mean = engine.model.config.mean_recurrence
+    with pytest.raises(ConfigError, match=f"of --num_steps {mean}"):
+        RecurrentDepthDecoder(engine, RecurrentDepthOptions(exit_criterion="kl", min_steps=mean))
+
+
+@pytest.mark.parametrize("asked", [{"repetition_penalty": 1.3}, {"suppress_tokens": [70]}])
+def test_drafts_are_refused_where_the_folder_asks_for_what_they_do_not_heed(
+    engine: Engine, asked: dict[str, Any]
+) -> None:
+    model: Any = copy.copy(engine.model)
+    model.generation_config = GenerationConfig(**asked)
+    drafting = {**GREEDY, "num_steps": 6, "draft_steps": 2}
+    with pytest.raises(ConfigError, match=next(iter(asked))):
+        made(Engine(model, engine.tokenizer, engine.plugin), ["the cat"], **drafting)
+    if "repetition_penalty" in asked:  # which an option takes back
+        texts = [
+            made(one, ["the cat"], repetition_penalty=1.0, **drafting)
+            for one in (engine, Engine(model, engine.tokenizer, engine.plugin))
+        ]
+        assert texts[0] == texts[1]
 
 
 def test_what_the_model_refuses_is_the_users_to_mend(engine: Engine) -> None:

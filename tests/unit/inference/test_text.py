@@ -75,6 +75,14 @@ def test_the_text_ends_before_the_first_stop(tokenizer: PreTrainedTokenizerFast,
     assert stream.stopped == stop
 
 
+@pytest.mark.parametrize("skip", range(7))
+def test_what_is_skipped_is_no_part_of_the_text_nor_of_a_stop(tokenizer: PreTrainedTokenizerFast, skip: int) -> None:
+    stream = TextStream(tokenizer, stops=("  c",), skip=skip)
+    shown = "".join(stream.push(token) for token in ids_of(tokenizer, "   cat")) + stream.flush()
+    assert shown == stream.text == "   cat"[skip:].partition("  c")[0]
+    assert bool(stream.stopped) is (skip < 2)
+
+
 def test_what_only_looked_like_a_stop_is_shown_in_the_end(tokenizer: PreTrainedTokenizerFast) -> None:
     stream = TextStream(tokenizer, stops=("cats",))
     pieces = "".join(stream.push(token) for token in ids_of(tokenizer, "a cat"))
