@@ -37,7 +37,5 @@ PLUGIN = ModelPlugin(
     ),
     forward_flops=forward_flops,
     objective="recurrent_depth",
-    refuses={
-        "pipeline": "its core is run many times in a pass and ends where it began, so no cut makes stages of it"
-    },
+    refuses={"pipeline": "its core is run many times in a pass and ends where it began, so no cut makes stages of it"},
 )

@@ -48,7 +48,7 @@ class RavenOutput(ModelOutput):
 class Around:
     """What every block of a pass receives beside the hidden states."""
 
-    angles: tuple[torch.Tensor, torch.Tensor]
+    turns: torch.Tensor
     mask: Any
     seeds: torch.Tensor
     cache: RavenCache | None
@@ -260,7 +260,7 @@ class RavenForCausalLM(RavenGenerationMixin, RavenPreTrainedModel):
         first = self.config.n_layers_in_prelude + index * len(blocks)
         for number, block in enumerate(blocks):
             slot = around.cache.slot(first + number, active) if around.cache is not None else None
-            hidden = block(hidden, around.angles, around.mask, slot, around.options)
+            hidden = block(hidden, around.turns, around.mask, slot, around.options)
         return hidden
 
     def iterate(
@@ -311,7 +311,7 @@ class RavenForCausalLM(RavenGenerationMixin, RavenPreTrainedModel):
         for index, block in enumerate(self._blocks(part)):
             number = index if part == "prelude" else -1 - index
             slot = around.cache.slot(number) if around.cache is not None else None
-            hidden = self._recomputed(block, hidden, around.angles, around.mask, slot, around.options)
+            hidden = self._recomputed(block, hidden, around.turns, around.mask, slot, around.options)
         return hidden
 
     def _blocks(self, part: str) -> nn.ModuleList:
@@ -382,4 +382,4 @@ def positions(
 
 def rotation_table(config: RavenConfig) -> torch.Tensor:
     """Cosines and sines of every position of the context, [1, T, 1, D / 2, 2] in float32."""
-    return torch.stack(rotation(config, torch.arange(config.block_size).unsqueeze(0)), dim=-1)
+    return torch.view_as_real(rotation(config, torch.arange(config.block_size).unsqueeze(0)))

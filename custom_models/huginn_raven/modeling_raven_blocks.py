@@ -37,18 +37,21 @@ class RMSNorm(nn.Module):
         return normed if self.weight is None else normed * self.weight
 
 
-def rotation(config: RavenConfig, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [B, T, 1, D / 2] of the rotary embedding, float32 (https://arxiv.org/abs/2104.09864)."""
+def rotation(config: RavenConfig, position_ids: torch.Tensor) -> torch.Tensor:
+    """The rotary embedding's turns [B, T, 1, D / 2] as complex numbers (https://arxiv.org/abs/2104.09864).
+
+    Neighbouring channels are the parts of a complex number: one product turns them, and no mixed precision rounds the
+    turns, as it does floating inputs of layers.
+    """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device) / config.head_dim
     angles = position_ids[:, :, None, None].float() * config.rope_base**-exponents
-    return angles.cos(), angles.sin()
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotated(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Rotates neighbouring channels (2i, 2i + 1) of ``heads`` [B, T, H, D] by the angle of their position."""
-    even, odd = heads.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1)
-    return turned.flatten(-2).to(heads.dtype)
+def rotated(heads: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Rotates neighbouring channels (2i, 2i + 1) of ``heads`` [B, T, H, D] by the turns of their position."""
+    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(heads.dtype)
 
 
 def eager_attention_forward(
@@ -93,16 +96,16 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,  # [B, Q, H * D]
-        angles: tuple[torch.Tensor, torch.Tensor],
+        turns: torch.Tensor,
         mask: torch.Tensor | None,
         slot: Slot | None,
         options: dict[str, Any],
     ) -> torch.Tensor:
         heads = self.Wqkv(hidden).unflatten(-1, (-1, self.head_dim))  # [B, Q, H + 2 G, D]
-        query, key, value = heads.split([self.heads, self.groups, self.groups], dim=2)
-        if self.config.qk_bias:
-            query, key = query + self.qk_bias[0].to(query.dtype), key + self.qk_bias[1].to(key.dtype)
-        query, key = rotated(query, *angles).transpose(1, 2), rotated(key, *angles).transpose(1, 2)
+        turned, value = heads.split([self.heads + self.groups, self.groups], dim=2)
+        if self.config.qk_bias:  # [2, 1, H, D], of queries and keys one after the other
+            turned = turned + self.qk_bias.to(turned.dtype).view(1, 2 * self.heads, self.head_dim)
+        query, key = rotated(turned, turns).transpose(1, 2).split([self.heads, self.groups], dim=1)
         value = value.transpose(1, 2)  # [B, G, Q, D]
         if slot is not None:
             key, value, mask = slot.update(key, value, mask)
@@ -146,12 +149,12 @@ class SandwichBlock(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,
-        angles: tuple[torch.Tensor, torch.Tensor],
+        turns: torch.Tensor,
         mask: torch.Tensor | None,
         slot: Slot | None,
         options: dict[str, Any],
     ) -> torch.Tensor:
-        around = (angles, mask, slot, options)
+        around = (turns, mask, slot, options)
         match self.kind:
             case "SandwichBlock":
                 hidden = self.norm_2(hidden + self.attn(self.norm_1(hidden), *around))

@@ -15,7 +15,7 @@ def initialise(model: PreTrainedModel) -> None:
     residual stream and the output head begin at zero. https://github.com/karpathy/nanochat (November 2025)
     """
     for name, module in model.named_modules():
-        if name.endswith(("self_attn.o_proj", "mlp.fc2", "lm_head")):
+        if isinstance(module, nn.Linear) and name.endswith(("self_attn.o_proj", "mlp.fc2", "lm_head")):
             nn.init.zeros_(module.weight)
         elif isinstance(module, nn.Linear):
             std = min(1.0, math.sqrt(module.out_features / module.in_features)) / math.sqrt(module.in_features)

@@ -47,7 +47,7 @@ def _recomputes_iterations(model: PreTrainedModel, job_config: JobConfig) -> boo
     recomputed whole; then one input is kept per iteration and not one per layer. False if it cannot."""
     wanted = job_config.activation_checkpoint.mode == "full" and hasattr(model, "recompute_iterations")
     if wanted:
-        model.recompute_iterations = True
+        model.recompute_iterations = True  # type: ignore[assignment]
     return wanted
 
 

@@ -19,10 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from overhead import VOCABULARY, flame_run
+
+import flame  # noqa: F401  before torch: it asks for huge pages, as in training
 
 BATCH, LENGTH = 4, 512
 NANOCHAT: dict[str, Any] = {
@@ -62,6 +65,7 @@ GPT: dict[str, Any] = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
+MODELS = {"shallow": GPT, "deep": {**GPT, "num_hidden_layers": 8}, "huginn": HUGINN}
 DEPTHS = [(0, 2), (4, 4), (12, 4)]  # recurrent steps without and with gradients
 
 
@@ -113,55 +117,51 @@ def median_seconds(step: Callable[[], None], steps: int) -> float:
     return statistics.median(times[steps // 3 :])
 
 
-def huginn(steps: int) -> dict[str, float]:
-    """Measured over predicted step time, by depth.
-
-    Two plain GPTs of different depth give the time of a layer, forward, and forward and backward, and that of the rest.
-    """
+def pass_times(model: str, steps: int) -> dict[str, float]:
+    """Median seconds of a model's passes: ``forward`` and ``train`` of a GPT, or training at each of ``DEPTHS``."""
     import torch
 
+    import flame.compat  # noqa: F401
     from flame.models.build import build_model, model_class
     from flame.models.config import load_config
 
     torch.manual_seed(0)
     ids = torch.randint(3, 8000, (BATCH, LENGTH))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(MODELS[model]))
+        config, plugin = load_config(folder)
+    built: Any = build_model(model_class(plugin, config, "causal_lm"), config)
 
-    def model_of(values: dict[str, Any]) -> Any:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(values))
-            config, plugin = load_config(folder)
-        return build_model(model_class(plugin, config, "causal_lm"), config)
-
-    def seconds(model: Any, train: bool, **inputs: Any) -> Callable[[], None]:
+    def run(train: bool, **inputs: Any) -> Callable[[], None]:
         def step() -> None:
             with torch.set_grad_enabled(train):
-                logits = model(input_ids=ids, **inputs).logits
+                logits = built(input_ids=ids, **inputs).logits
                 if train:
                     torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-            model.zero_grad()
+            built.zero_grad()
 
         return step
 
-    shallow, deep, recurrent = model_of(GPT), model_of({**GPT, "num_hidden_layers": 6}), model_of(HUGINN)
-    plans = {
-        "shallow forward": seconds(shallow, False),
-        "deep forward": seconds(deep, False),
-        "shallow train": seconds(shallow, True),
-        "deep train": seconds(deep, True),
-        **{f"{n}+{k}": seconds(recurrent, True, num_steps=(n, k)) for n, k in DEPTHS},
-    }
-    times: dict[str, list[float]] = {name: [] for name in plans}
-    for _ in range(steps):
-        for name, step in plans.items():
-            times[name].append(median_seconds(step, 1))
-    middle = {name: statistics.median(values[1:]) for name, values in times.items()}
-    forward = (middle["deep forward"] - middle["shallow forward"]) / 4
-    train = (middle["deep train"] - middle["shallow train"]) / 4
+    plans = {"forward": run(False), "train": run(True)}
+    if model == "huginn":
+        plans = {f"{n}+{k}": run(True, num_steps=(n, k)) for n, k in DEPTHS}
+    return {name: median_seconds(plan, steps) for name, plan in plans.items()}
+
+
+def huginn(steps: int) -> dict[str, float]:
+    """Measured over predicted step time, by depth.
+
+    Two plain GPTs of different depth give the time of a layer, forward, and forward and backward, and that of the rest.
+    """
+    shallow, deep, recurrent = (child(f"pass_times:{model}", steps) for model in ("shallow", "deep", "huginn"))
+    layers = MODELS["deep"]["num_hidden_layers"] - MODELS["shallow"]["num_hidden_layers"]
+    forward, train = ((deep[name] - shallow[name]) / layers for name in ("forward", "train"))
     # The adapter's one matrix [h, 2h], as a share of a layer's matrices: 4 h x h and 3 h x MLP.
     width, mlp = HUGINN["n_embd"], HUGINN["intermediate_size"]
     core = HUGINN["n_layers_in_recurrent_block"] + 2 * width / (4 * width + 3 * mlp)
-    predicted = {f"{n}+{k}": middle["shallow train"] + core * (n * forward + k * train) for n, k in DEPTHS}
-    return {name: middle[name] / predicted[name] for name in predicted}
+    return {
+        f"{n}+{k}": recurrent[f"{n}+{k}"] / (shallow["train"] + core * (n * forward + k * train)) for n, k in DEPTHS
+    }
 
 
 def child(kind: str, steps: int) -> Any:
@@ -179,7 +179,8 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        run = {"hand": nanochat_by_hand, "flame": nanochat_by_flame, "huginn": huginn}[options.child]
+        kind, _, model = options.child.partition(":")
+        run = {"hand": nanochat_by_hand, "flame": nanochat_by_flame}.get(kind) or partial(pass_times, model)
         print(json.dumps(run(options.steps)))
         return
     if options.only in ("", "nanochat"):
@@ -189,7 +190,7 @@ def main() -> None:
             print(f"nanochat d6, Muon: flame {flame:,.0f} tokens/s, hand loop {hand:,.0f}")
         print(f"flame / hand loop: {ratio:.2f}  (goal: at least 1)")
     if options.only in ("", "huginn"):
-        rounds = [child("huginn", options.steps) for _ in range(options.rounds)]
+        rounds = [huginn(options.steps) for _ in range(options.rounds)]
         for depth in rounds[0]:
             ratio = statistics.median(figures[depth] for figures in rounds)
             print(f"huginn, depth {depth}: step time / predicted {ratio:.2f}  (goal: within 15%)")

@@ -24,7 +24,7 @@ def test_fused_loss_equals_the_naive_one() -> None:
     labels[:, ::5] = -100
     expected = cross_entropy_sum(hidden @ weight.t(), labels)
     expected_grads = torch.autograd.grad(expected, (hidden, weight))
-    loss = _linear_cross_entropy(hidden, weight, None, labels)
+    loss = _linear_cross_entropy(hidden, weight, None, labels, 0.0)
     grads = torch.autograd.grad(loss, (hidden, weight))
     torch.testing.assert_close(loss, expected, rtol=1e-3, atol=0)
     for grad, other in zip(grads, expected_grads, strict=True):

@@ -44,9 +44,9 @@ def by_hand(job_file: Path) -> tuple[list[float], list[float], dict[str, torch.T
     config = job.config
     batches = iter(MaskedLoader(train_loader(config, job.task.encoder()), 0, 8, 2))
     model = plain_model(job.model_class, job.model_config, config.debug.seed)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.optimizer.lr, betas=(0.9, 0.95), eps=config.optimizer.eps, weight_decay=0.1
-    )
+    lr, eps = config.optimizer.lr, config.optimizer.eps
+    assert lr is not None and eps is not None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), eps=eps, weight_decay=0.1)
     losses, norms = [], []
     for _ in range(STEPS):
         micro_batches = [next(batches) for _ in range(4)]
