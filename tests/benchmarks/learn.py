@@ -8,6 +8,7 @@ repeated. The plot needs matplotlib (``pip install "flame[plots]"``).
 """
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -85,11 +86,8 @@ def row(name: str, folder: Path) -> str:
 
 def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Validation bits per byte over tokens, one line a run."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    importlib.import_module("matplotlib").use("Agg")
+    pyplot = importlib.import_module("matplotlib.pyplot")
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for name, reports in curves.items():
         tokens = {report["step"]: report["tokens"] for report in reports if "tokens" in report}
