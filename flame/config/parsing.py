@@ -109,6 +109,7 @@ def _layer(settings: list[Setting], schema: Schema) -> _Layer:
     """Translates aliases, converts values, and refuses what contradicts itself."""
     layer = _Layer()
     spelled: dict[str, str] = {}
+    unknown: list[ConfigError] = []
     for setting in settings:
         name, origin = setting.key, setting.origin
         canonical = schema.canonical(name)
@@ -119,7 +120,7 @@ def _layer(settings: list[Setting], schema: Schema) -> _Layer:
         elif schema.is_table_list(name):
             layer.replace(name, convert(setting, list[str]))
         elif canonical is None:
-            raise schema.unknown(name, origin)
+            unknown.append(schema.unknown(name, origin))
         else:
             value = convert(setting, schema.keys[pattern(canonical)].kind)
             if spelled.setdefault(canonical, name) != name and layer.values[canonical] != value:
@@ -128,6 +129,8 @@ def _layer(settings: list[Setting], schema: Schema) -> _Layer:
                     f"are names of the same key; keep {canonical}."
                 )
             layer.values[canonical] = value
+    if unknown:  # options of a task whose name is misspelt are unknown as well: the misspelling resembles a key
+        raise next((error for error in unknown if "Did you mean" in str(error)), unknown[0])
     if layer.corpora and any(_is_path_of("data.sources", key) for key in layer.values):
         alias = next(iter(layer.corpora))
         raise ConfigError(f"{alias} and data.sources both name the corpora {settings[0].origin}; keep data.sources.")

@@ -67,7 +67,7 @@ def namespaces() -> Iterator[Network]:
             ip("netns", "delete", end)
 
 
-@pytest.fixture(params=["one machine", "two namespaces"])
+@pytest.fixture(params=["one machine", pytest.param("two namespaces", marks=pytest.mark.slow)])
 def network(request: pytest.FixtureRequest) -> Network:
     """Both kinds of nodes."""
     return Network("127.0.0.1") if request.param == "one machine" else request.getfixturevalue("namespaces")

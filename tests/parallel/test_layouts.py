@@ -35,15 +35,15 @@ ROWS = "training.local_batch_size"
         ("odd", "pp2"),
         ("odd tied", "pp2"),
         ("odd", "cp2"),
-        ("odd tied", "cp2"),
+        pytest.param("odd tied", "cp2", marks=pytest.mark.slow),
         ("odd tied", "pp2 tp2"),
         ("odd", "tp2 cp2"),
-        ("odd", "rep2 tp2"),
-        ("odd", "dp2 pp2"),
+        pytest.param("odd", "rep2 tp2", marks=pytest.mark.slow),
+        pytest.param("odd", "dp2 pp2", marks=pytest.mark.slow),
         ("odd tied", "dp2 tp2 pp2"),
         pytest.param("odd", "dp2 tp2 cp2", marks=pytest.mark.slow),
         pytest.param("odd", "rep2 dp2 tp2", marks=pytest.mark.slow),
-        ("odd", "tp2 pp2 cp2"),
+        pytest.param("odd", "tp2 pp2 cp2", marks=pytest.mark.slow),
     ],
 )
 def test_a_layout_equals_one_process(train: Train, model: str, layout: str) -> None:
@@ -55,13 +55,13 @@ def test_a_layout_equals_one_process(train: Train, model: str, layout: str) -> N
     [
         ("GPipe", "pp2"),
         ("Interleaved1F1B", "pp2"),
-        ("LoopedBFS", "pp2"),
-        ("InterleavedZeroBubble", "pp2"),
+        pytest.param("LoopedBFS", "pp2", marks=pytest.mark.slow),
+        pytest.param("InterleavedZeroBubble", "pp2", marks=pytest.mark.slow),
         ("ZBVZeroBubble", "pp2"),
         ("DualPipeV", "pp2"),
         ("1F1B", "pp4"),
-        ("Interleaved1F1B", "dp2 pp2"),
-        ("ZBVZeroBubble", "dp2 pp2"),
+        pytest.param("Interleaved1F1B", "dp2 pp2", marks=pytest.mark.slow),
+        pytest.param("ZBVZeroBubble", "dp2 pp2", marks=pytest.mark.slow),
     ],
 )
 def test_a_schedule_equals_one_process(train: Train, schedule: str, layout: str) -> None:
@@ -109,7 +109,7 @@ def test_compiled_layers_in_a_layout_equal_one_process(train: Train, layout: str
     assert_equal_runs(train("odd", layout=layout, **compiled), train("odd"))
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2", "dp2 tp2"])
+@pytest.mark.parametrize("layout", ["tp2", "pp2", pytest.param("dp2 tp2", marks=pytest.mark.slow)])
 def test_logits_of_all_positions_equal_the_loss_in_the_head(train: Train, layout: str) -> None:
     off = {"task.name": "causal_lm", "task.linear_cross_entropy": "off"}
     assert_equal_runs(train("odd", layout=layout, **off), train("odd"))
@@ -125,12 +125,12 @@ def test_a_loss_over_the_whole_vocabulary_equals_one_process(train: Train) -> No
         ("mixtral", "dp2 ep2"),
         ("deepseek_v3", "dp2 ep2"),
         ("qwen3_moe", "tp2"),
-        ("qwen3_moe", "dp2 pp2 ep2"),
-        ("deepseek_v3", "dp2 tp2 ep4"),
+        pytest.param("qwen3_moe", "dp2 pp2 ep2", marks=pytest.mark.slow),
+        pytest.param("deepseek_v3", "dp2 tp2 ep4", marks=pytest.mark.slow),
         ("mixtral", "dp2 cp2 ep4"),
-        ("qwen3", "pp2 tp2"),
+        pytest.param("qwen3", "pp2 tp2", marks=pytest.mark.slow),
         ("nanochat", "pp2"),
-        ("gemma3_text", "pp2 tp2"),
+        pytest.param("gemma3_text", "pp2 tp2", marks=pytest.mark.slow),
     ],
 )
 def test_families_with_more_to_them_equal_one_process(train: Train, model: str, layout: str) -> None:

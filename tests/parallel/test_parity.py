@@ -190,7 +190,7 @@ def validated(materials: Materials, pool: Pool, folder: Path, source: Path, worl
     return [*run.series("val_loss"), *run.series("val_bpb")]
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_validation_on_some_ranks_equals_one_process(
     materials: Materials, pool: Pool, tmp_path: Path, world: int
 ) -> None:
