@@ -40,6 +40,8 @@ class LLaDADecoderLayer(LlamaDecoderLayer):
 
 
 class LLaDAPreTrainedModel(LlamaPreTrainedModel):
+    """What transformers wants to know of the family."""
+
     config: LLaDAConfig
     _no_split_modules = ["LLaDADecoderLayer"]
     _can_record_outputs = {"hidden_states": LLaDADecoderLayer, "attentions": LlamaAttention}

@@ -94,6 +94,8 @@ class NanoChatPlusAttention(nn.Module):
 
 
 class NanoChatPlusDecoderLayer(GradientCheckpointingLayer):
+    """Attention and MLP with the residual scalars of its depth, [B, T, H] in and out."""
+
     def __init__(self, config: NanoChatPlusConfig, layer_idx: int):
         super().__init__()
         self.attention_type = config.layer_types[layer_idx]
@@ -109,6 +111,8 @@ class NanoChatPlusDecoderLayer(GradientCheckpointingLayer):
 
 
 class NanoChatPlusPreTrainedModel(PreTrainedModel):
+    """What transformers wants to know of the family, and how each kind of weight starts."""
+
     config_class = NanoChatPlusConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -135,6 +139,8 @@ class NanoChatPlusPreTrainedModel(PreTrainedModel):
 
 
 class NanoChatPlusModel(NanoChatPlusPreTrainedModel):
+    """Embedding, smear, layers and backout: token ids [B, T] to hidden states [B, T, H]."""
+
     def __init__(self, config: NanoChatPlusConfig):
         super().__init__(config)
         layers = config.num_hidden_layers
@@ -234,6 +240,8 @@ def _follows(mask: Tensor | None, positions: Tensor) -> Tensor:
 
 
 class NanoChatPlusForCausalLM(NanoChatPlusPreTrainedModel, GenerationMixin):
+    """The model with its head; logits [B, T, V] are softly capped in float32."""
+
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: NanoChatPlusConfig):

@@ -12,6 +12,8 @@ from .modeling_stick_breaking import Documents, stick_breaking
 
 
 class SBAAttention(nn.Module):
+    """Projections around ``stick_breaking``, [B, T, D] in and out."""
+
     def __init__(self, config: SBAConfig, layer_idx: int):
         super().__init__()
         self.layer_idx = layer_idx
@@ -38,6 +40,8 @@ class SBAAttention(nn.Module):
 
 
 class SBAMLP(nn.Module):
+    """The gated MLP, [B, T, D] in and out."""
+
     def __init__(self, config: SBAConfig):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -50,6 +54,8 @@ class SBAMLP(nn.Module):
 
 
 class SBABlock(GradientCheckpointingLayer):
+    """Attention and MLP, each after a norm and with a residual."""
+
     def __init__(self, config: SBAConfig, layer_idx: int):
         super().__init__()
         self.attn_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
@@ -65,6 +71,8 @@ class SBABlock(GradientCheckpointingLayer):
 
 
 class SBAPreTrainedModel(PreTrainedModel):
+    """What transformers wants to know of the family."""
+
     config_class = SBAConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -74,6 +82,8 @@ class SBAPreTrainedModel(PreTrainedModel):
 
 
 class SBAModel(SBAPreTrainedModel):
+    """Embedding, blocks and last norm: token ids [B, T] to hidden states [B, T, D]."""
+
     def __init__(self, config: SBAConfig):
         super().__init__(config)
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -135,6 +145,8 @@ def _documents(mask: Tensor | None, positions: Tensor | None, length: int, seen:
 
 
 class SBAForCausalLM(SBAPreTrainedModel, GenerationMixin):
+    """The model with its head: logits [B, T, V]."""
+
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 

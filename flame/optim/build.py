@@ -1,6 +1,7 @@
 """Builds the job's optimizer over the parameters of all parts of the model."""
 
 import logging
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -117,17 +118,8 @@ def _ellis(part: PreTrainedModel, config: JobConfig) -> ELLISAdam:
     keys = config.optimizer
     groups, roles = _shared_groups(classify(part), keys)
     dtype = None if keys.state_dtype == "param" else getattr(torch, keys.state_dtype)
-    options = Options(
-        running_init=keys.running_init,
-        update_clipping=keys.update_clipping,
-        atan_adam=keys.atan_adam,
-        decouple_wd=keys.decouple_wd,
-        nesterov=keys.nesterov,
-        tensor_wise_gradient_normalization=keys.tensor_wise_gradient_normalization,
-        kahan_sum=keys.kahan_sum,
-        skip_nonfinite_tensors=keys.skip_nonfinite_tensors,
-        state_dtype=dtype,
-    )
+    flags = {item.name: getattr(keys, item.name) for item in fields(Options) if item.name != "state_dtype"}
+    options = Options(**flags, state_dtype=dtype)
     return ELLISAdam(groups, roles, options)
 
 
