@@ -4,6 +4,7 @@ The command lines print them as ``flame: error: <line>`` and exit with code 2.
 """
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 
@@ -27,3 +28,18 @@ def closest(name: str, valid: Iterable[str]) -> str:
     """Returns ``" Did you mean 'x'?"`` for the valid name nearest to ``name``, or an empty string."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def need(extra: str, *modules: str) -> None:
+    """Refuses to go on without optional packages.
+
+    Args:
+        extra: The extra of flame that installs them, such as ``prepare``.
+        modules: What is going to be imported.
+
+    Raises:
+        ConfigError: One of them is not installed; the message is the command that installs it.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f'this needs the package {module}, which is not installed: pip install "flame[{extra}]"')

@@ -14,7 +14,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from flame import compat
 from flame.config import JobConfig, to_toml
 from flame.data.job import train_loader, validation_loader
-from flame.data.sources import open_source
+from flame.data.sources.open import open_source
 from flame.errors import ConfigError
 from flame.metrics import Metrics
 from flame.models.build import ModelArgs, build_model, model_class

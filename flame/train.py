@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from typing import NoReturn
 
 from flame.cli import run
 from flame.config import parse, resolve
@@ -81,5 +82,20 @@ def start_logging() -> None:
     warnings.filterwarnings("ignore", message="Triton is not supported")
 
 
+def _leave(code: int) -> NoReturn:
+    """Ends a failed rank at once. Taking its process groups down in order would race with ranks that still send to it:
+    gloo's threads then abort the process, and why the rank failed is lost behind a SIGABRT."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:]))
+    try:
+        code = run(main, sys.argv[1:])
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if code:
+        _leave(code)

@@ -223,9 +223,12 @@ def train(job: Job) -> Path | None:
             trainer.train()
         finally:
             trainer.close()
-    finally:
-        if dist.is_initialized():
+    except BaseException:
+        # Other ranks may still be sending to this one, and gloo aborts a process that ends its groups under them.
+        if dist.is_initialized() and dist.get_world_size() == 1:
             compat.end_process_groups()
+        raise
+    compat.end_process_groups()
     if first:
         trainer.exports.finish(trainer.step)
     return trainer.exports.last

@@ -21,7 +21,10 @@ LAYERS = [
 # Parsing and running a command line, which every room with a verb needs; they import nothing of flame but errors.
 COMMAND_LINE = {"flame.cli", "flame.utils.arguments"}
 # The command lines of rooms: thin, and outside the layers.
-COMMANDS = {"flame.config.cli", "flame.data.cli"}
+COMMANDS = {
+    *("flame.config.cli", "flame.data.cli", "flame.tokenizer.cli"),
+    *(f"flame.data.{room}.command" for room in ("download", "inspect", "prepare")),
+}
 TORCHTITAN = {
     *("flame.compat", "flame.spec", "flame.trainer", "flame.validate", "flame.metrics", "flame.train", "flame.launch"),
     *("flame.config", "flame.models", "flame.parallel", "flame.checkpoint", "flame.optim", "flame.data.loader"),

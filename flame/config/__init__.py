@@ -8,6 +8,7 @@
 
 import flame.compat  # noqa: F401  torchtitan binds its device when it is first imported
 from flame.config.aliases import ALIASES
+from flame.config.corpora import Data, Source, Stage
 from flame.config.explaining import explain, help_text, list_keys
 from flame.config.files import locate, shipped
 from flame.config.layout import data_parallel_degree
@@ -17,7 +18,6 @@ from flame.config.sections import (
     ActivationCheckpoint,
     Checkpoint,
     Compile,
-    Data,
     Debug,
     Export,
     Job,
@@ -25,7 +25,6 @@ from flame.config.sections import (
     Metrics,
     Model,
     Optimizer,
-    Source,
     TaskOptions,
     Training,
     Validation,
@@ -49,6 +48,7 @@ __all__ = [
     "Moe",
     "Optimizer",
     "Source",
+    "Stage",
     "TaskOptions",
     "Training",
     "Validation",

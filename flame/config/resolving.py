@@ -7,10 +7,11 @@ from pathlib import Path
 
 from flame import compat
 from flame.config.bounds import check_bounds
+from flame.config.corpora import SOURCE_FORMATS, Source
 from flame.config.files import locate, looks_like_path
 from flame.config.layout import check_microbatches, check_parallelism, data_parallel_degree
 from flame.config.optimization import resolve_optimizer
-from flame.config.sections import SOURCE_FORMATS, JobConfig, Source
+from flame.config.sections import JobConfig
 from flame.errors import ConfigError, closest
 from flame.hardware import cpu_bfloat16
 

@@ -12,12 +12,11 @@ from typing import Literal
 
 from torchtitan.config import job_config as titan
 
+from flame.config.corpora import Data, Source
 from flame.config.optimization import Optimizer
 from flame.config.parallelism import Parallelism
 from flame.config.stability import Guard, Moe
 from flame.errors import ConfigError
-
-SOURCE_FORMATS = ("", "parquet", "jsonl", "txt", "hub", "builtin")
 
 # Names upstream flame gave the model spec and the converter that torchtitan 0.2.2 registers under a longer name.
 _MODEL_NAMES = {"fla": "flame"}
@@ -109,64 +108,6 @@ class Training(titan.Training):
 
     mixed_precision_param: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of weights and activations in both passes; `auto` is float32 on a CPU slow at bfloat16, else bfloat16."""
-
-
-@dataclass
-class Source:
-    """One corpus; a job lists them as `[[data.sources]]` tables."""
-
-    path: str
-    """File, folder, glob pattern, hub id, or `builtin:python-stdlib`."""
-
-    name: str = ""
-    """Configuration (subset) of a hub dataset; empty for its default."""
-
-    split: str = "train"
-    """Split to read."""
-
-    data_dir: str = ""
-    """Folder inside a hub dataset; empty for all of it."""
-
-    data_files: list[str] = field(default_factory=list)
-    """Files or glob patterns inside the dataset; empty for all of them."""
-
-    weight: float = 1.0
-    """Share of the training tokens, relative to the other sources."""
-
-    text_column: str = ""
-    """Column that holds the text; empty for the first of `text` and `content`."""
-
-    format: str = ""
-    """`parquet`, `jsonl`, `txt`, `hub` or `builtin`; empty to tell by the path."""
-
-    streaming: bool = False
-    """Whether a hub dataset is read as it is needed instead of downloaded first."""
-
-
-@dataclass
-class Data:
-    """What is trained on, and how documents become rows."""
-
-    sources: list[Source] = field(default_factory=list)
-    """The corpora, mixed by their weights in tokens; on the command line, paths separated by commas."""
-
-    shuffle: bool = True
-    """Whether documents come in a random order, drawn anew every epoch."""
-
-    lanes_per_row: int = 4
-    """Independent document streams per row of the global batch; more spread one document further apart."""
-
-    on_bad_row: Literal["error", "skip"] = "skip"
-    """What an unreadable record does: end the run, or be left out, counted and logged."""
-
-    max_document_bytes: int = 1_048_576
-    """Longer documents are cut into pieces of at most this many bytes, which are counted."""
-
-    add_bos: bool | None = None
-    """Whether documents begin with the tokenizer's BOS token; unset for the tokenizer's own habit."""
-
-    add_eos: bool = True
-    """Whether documents end with the tokenizer's EOS token."""
 
 
 @dataclass

@@ -1,58 +1,42 @@
-"""Inspects what a job trains on.
+"""What a model is trained on, from the command line: fetched, prepared, looked at."""
 
-flame data fingerprint --job.config_file job.toml --steps 10 [--world 4]
+import importlib
+from typing import NamedTuple
 
-prints one hash per global batch: any --world, any number of worker processes and any restart give the same list.
-"""
-
-from itertools import islice
-
-from flame.config import parse, resolve
-from flame.data.fingerprint import fingerprints
-from flame.data.job import train_loader
 from flame.errors import ConfigError, closest
-from flame.plugin import load_task
-from flame.tokenizer import load_tokenizer
-from flame.utils.arguments import Arguments
-
-_VERBS = ("fingerprint",)
 
 
-def main(argv: list[str]) -> int:
-    """Runs ``flame data VERB``; arguments that are not the verb's own are the job's.
+class Verb(NamedTuple):
+    """Where a verb lives; its function takes the words after the verb and returns an exit code or None."""
+
+    module: str
+    function: str
+    help: str
+
+
+VERBS: dict[str, Verb] = {
+    "download": Verb("flame.data.download.command", "main", "fetch a public corpus"),
+    "prepare": Verb("flame.data.prepare.command", "main", "clean, filter, deduplicate and shard a corpus"),
+    "show": Verb("flame.data.inspect.command", "show", "print the rows that a job trains on"),
+    "stats": Verb("flame.data.inspect.command", "stats", "count a job's tokens by source, with pictures"),
+    "fingerprint": Verb("flame.data.inspect.command", "fingerprint", "print a hash per global batch of a job"),
+}
+"""Name of a verb -> where it lives, imported when it runs."""
+
+
+def main(argv: list[str]) -> int | None:
+    """Runs ``flame data VERB ...``.
 
     Raises:
-        FlameError: there is no such verb, the job is not valid, or its data cannot be read.
+        FlameError: there is no such verb, or what it raises.
     """
     if not argv or argv[0] in ("-h", "--help"):
-        print((__doc__ or "").strip())
+        width = max(map(len, VERBS))
+        lines = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+        print(f"usage: flame data VERB [ARGUMENTS]\n\n{lines}\n\n`flame data VERB --help` says more about one.")
         return 0
-    if argv[0] not in _VERBS:
-        raise ConfigError(f"flame data has no verb '{argv[0]}': use fingerprint.{closest(argv[0], _VERBS)}")
-    parser = Arguments("flame data fingerprint", "Prints one hash per global batch of a job.")
-    parser.add_argument("--steps", type=int, default=10, help="number of global batches (10)")
-    parser.add_argument("--world", type=int, default=1, help="number of data-parallel ranks to act as (1)")
-    options, job = parser.parse_known_args(argv[1:])
-    if options.steps < 1 or options.world < 1:
-        raise ConfigError("--steps and --world must be at least 1")
-    _fingerprint(job, options.steps, options.world)
-    return 0
-
-
-def _fingerprint(job: list[str], steps: int, world: int) -> None:
-    def task_options(name: str, plugin_path: str) -> type:
-        return load_task(name, plugin_path).Options  # type: ignore[attr-defined]
-
-    config = parse(job, task_options)
-    resolve(config, world)
-    task_class = load_task(config.task.name, config.model.plugin_path)
-    tokenizer = load_tokenizer(config.model.tokenizer_path)
-    encoder = task_class(config.task, tokenizer=tokenizer, config=config).encoder()  # type: ignore[attr-defined]
-    loaders = [train_loader(config, encoder, rank, world) for rank in range(world)]
-    try:
-        micro_batches = config.training.global_batch_size // (config.training.local_batch_size * world)
-        for step, digest in enumerate(islice(fingerprints(loaders, micro_batches), steps), start=1):
-            print(f"{step:>8} {digest}", flush=True)
-    finally:
-        for loader in loaders:
-            loader.close()
+    name, *rest = argv
+    if name not in VERBS:
+        raise ConfigError(f"flame data has no verb '{name}': use {', '.join(VERBS)}.{closest(name, VERBS)}")
+    verb = VERBS[name]
+    return getattr(importlib.import_module(verb.module), verb.function)(rest)

@@ -1,5 +1,7 @@
 """Encoders turn records into token ids; a task brings its own or takes ``TextEncoder``."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -7,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from flame.data.records import TEXT, cut_text
+from flame.data.sources.records import TEXT, cut_text
 from flame.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,12 +22,25 @@ _CHUNK_BYTES = 1 << 18
 _CALL_CHARACTERS = 1 << 20
 
 
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """Hashes the vocabulary, the merges and all rules of a tokenizer: equal hashes give equal ids for every text."""
+    layout = json.loads(tokenizer.to_str())
+    rules = {part: value for part, value in layout.items() if part not in ("truncation", "padding")}
+    return hashlib.blake2b(json.dumps(rules, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 class Encoder(Protocol):
     """What a task hands to the data room. Picklable, and its class importable, since worker processes use it.
+
+    A token ``t`` that is never to be predicted, such as one of a prompt, is written as ``~t``: packing gives its position
+    the label -100, and no second array has to follow the ids around.
 
     An encoder may also have ``columns``, a tuple of the record keys that it reads: then no others are loaded, and
     ``"text"`` stands for the text column of every source, which is checked when the source is opened.
     """
+
+    fingerprint: str
+    """That of the tokenizer, which tokens made beforehand must have too; empty without a tokenizer."""
 
     def encode(self, records: list[dict[str, Any]]) -> Sequence[np.ndarray]:
         """Returns the token ids (int32, separators included) of every record; an empty array leaves it out."""
@@ -65,6 +80,7 @@ class TextEncoder:
         self._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self.fingerprint = tokenizer_fingerprint(self._tokenizer)
 
     def encode(self, records: list[dict[str, Any]]) -> list[np.ndarray]:
         """Returns the token ids of every record, int32, separators included."""

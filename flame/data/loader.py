@@ -19,7 +19,7 @@ from torchtitan.components.dataloader import BaseDataLoader
 from flame.data.batch import Batch
 from flame.data.encoder import Encoder
 from flame.data.rows import Row, RowPlan
-from flame.data.sources import SourceConfig, open_source
+from flame.data.sources.open import SourceConfig, open_source
 from flame.data.worker import Assignment, Message, messages
 from flame.data.worker_pool import WorkerPool
 from flame.errors import DataError

@@ -13,7 +13,7 @@ import numpy as np
 from flame.data.encoder import Encoder
 from flame.data.order import DocumentOrder, choose_source
 from flame.data.packing import blank_row, pack_continuous, pack_documents
-from flame.data.records import BadRowPolicy, DocumentSource
+from flame.data.sources.records import BadRowPolicy, DocumentSource
 from flame.data.streams import Feeder, TokenStream
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from flame.data.encoder import Encoder
 from flame.data.order import DocumentOrder
-from flame.data.records import TEXT, BadRow, BadRowPolicy, DocumentSource, cut_text
+from flame.data.sources.records import TEXT, BadRow, BadRowPolicy, DocumentSource, cut_text
 from flame.errors import DataError
 
 _ENCODE_BYTES = 1 << 19  # text per call of the encoder: enough to keep all its threads busy

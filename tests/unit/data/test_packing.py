@@ -7,7 +7,7 @@ import pytest
 
 from flame.data.order import DocumentOrder
 from flame.data.packing import IGNORE, pack_continuous, pack_documents
-from flame.data.records import BadRowPolicy
+from flame.data.sources.records import BadRowPolicy
 from flame.data.streams import Feeder, TokenStream
 
 LENGTH = 13

@@ -15,10 +15,10 @@ import zstandard
 from data_stand_ins import Source
 from datasets import config as datasets_config
 
-from flame.data import sources as sources_module
-from flame.data.line_index import line_offsets
-from flame.data.records import BadRow, cut_text
-from flame.data.sources import open_source
+from flame.data.sources import open as sources_module
+from flame.data.sources.line_index import line_offsets
+from flame.data.sources.open import open_source
+from flame.data.sources.records import BadRow, cut_text
 from flame.errors import DataError
 
 TEXTS = ["first", "zweiter Text: \u00e4\u00f6\u00fc \U0001f600", "third\nwith lines"]
@@ -287,7 +287,7 @@ def test_cut_text_keeps_every_character_within_the_limit(text):
 def test_two_processes_may_index_the_same_file_at_once(tmp_path):
     write_gzip(tmp_path)
     code = (
-        "import sys; from pathlib import Path; import numpy as np; from flame.data.line_index import index_lines; "
+        "import sys; from pathlib import Path; import numpy as np; from flame.data.sources.line_index import index_lines; "
         "print(len(np.load(index_lines(Path(sys.argv[1]))[1])))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "a.jsonl.gz")]

@@ -34,7 +34,7 @@ def is_running(pid: int) -> bool:
 
 def test_workers_import_neither_torch_nor_transformers():
     code = (
-        "import sys, flame.data.worker, flame.data.line_files, flame.data.text_files; "
+        "import sys, flame.data.worker, flame.data.sources.line_files, flame.data.sources.text_files; "
         "print(sorted({'torch', 'torchtitan', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flame.data.records import TEXT, BadRow, checked_text
+from flame.data.sources.records import TEXT, BadRow, checked_text
 
 _PROBED_ROWS = 100
 _LONGEST_LINES = 16  # times max_document_bytes: beyond this, a line is not even parsed

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetsError
 
-from flame.data.arrow_tables import ArrowTable
-from flame.data.line_files import IndexedFile, LineFiles
-from flame.data.line_index import index_lines
-from flame.data.records import TEXT, DocumentSource
-from flame.data.source_files import find_files, is_local
-from flame.data.text_files import TextFiles
+from flame.data.sources.arrow_tables import ArrowTable
+from flame.data.sources.files import find_files, is_local
+from flame.data.sources.line_files import IndexedFile, LineFiles
+from flame.data.sources.line_index import index_lines
+from flame.data.sources.records import TEXT, DocumentSource
+from flame.data.sources.text_files import TextFiles
 from flame.errors import DataError, closest
 from flame.tokenizer.corpus import corpus_files
 from flame.tokenizer.hub import hub_is_reachable

@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from flame.data.records import BadRow, checked_text
+from flame.data.sources.records import BadRow, checked_text
 
 
 class ArrowTable:

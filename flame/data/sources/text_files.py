@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flame.data.records import TEXT, BadRow, checked_text, tail_to_leave
+from flame.data.sources.records import TEXT, BadRow, checked_text, tail_to_leave
 
 _LONE_FILE_BYTES = 1 << 16
 _CUT_WINDOW = 4096
