@@ -70,14 +70,14 @@ class Data:
 
     mix: Literal["tokens", "documents", "sequence"] = "tokens"
     """
-    How sources are combined: `tokens` mixes them by `weight`; `documents` shuffles all documents of all sources into one
+    How sources are combined: `tokens` mixes them by `weight`; `documents` takes all documents of all sources as one
     collection; `sequence` reads one source after the other.
     """
 
     packing: Literal["stream", "best_fit", "rows"] = "stream"
     """
-    How documents become rows: `stream` cuts rows from one stream of documents; `best_fit` begins rows with a document and
-    combines documents so that few are cut; `rows` gives every document a row of its own.
+    How documents become rows: `stream` cuts rows from one stream of documents; `best_fit` begins rows with a document
+    and combines documents so that few are cut; `rows` gives every document a row of its own.
     """
 
     too_long: Literal["split", "cut", "skip"] = "split"

@@ -32,8 +32,8 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 class Encoder(Protocol):
     """What a task hands to the data room. Picklable, and its class importable, since worker processes use it.
 
-    A token ``t`` that is never to be predicted, such as one of a prompt, is written as ``~t``: packing gives its position
-    the label -100, and no second array has to follow the ids around.
+    A token ``t`` that is never to be predicted, such as one of a prompt, is written as ``~t``: packing then puts -100
+    where it would be the label, and no second array has to follow the ids around.
 
     An encoder may also have ``columns``, a tuple of the record keys that it reads: then no others are loaded, and
     ``"text"`` stands for the text column of every source, which is checked when the source is opened.

@@ -287,7 +287,8 @@ def test_cut_text_keeps_every_character_within_the_limit(text):
 def test_two_processes_may_index_the_same_file_at_once(tmp_path):
     write_gzip(tmp_path)
     code = (
-        "import sys; from pathlib import Path; import numpy as np; from flame.data.sources.line_index import index_lines; "
+        "import sys; from pathlib import Path; import numpy as np; "
+        "from flame.data.sources.line_index import index_lines; "
         "print(len(np.load(index_lines(Path(sys.argv[1]))[1])))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "a.jsonl.gz")]
