@@ -15,7 +15,7 @@ from torchtitan.train import Trainer as TitanTrainer
 
 from flame import compat
 from flame.checkpoint.autoexport import AutoExport
-from flame.checkpoint.guard import Guard
+from flame.checkpoint.guard import Guard, Verdict
 from flame.checkpoint.manager import CheckpointManager
 from flame.config import JobConfig
 from flame.data.batch import Batch, to_device
@@ -23,6 +23,7 @@ from flame.losses import IGNORE_INDEX
 from flame.metrics import Metrics
 from flame.models.experts import watch_experts
 from flame.optim import Optimizers
+from flame.optim.schedule import Schedule
 from flame.parallel.gradients import clip_gradients
 from flame.parallel.layout import Layout, layout_of
 from flame.parallel.passes import Passes
@@ -93,7 +94,8 @@ class Trainer(TitanTrainer):
         local_loss = self._accumulate(batches, valid)
         loss = sum_over_data({"loss": local_loss}, self.parallel_dims, shares=True)["loss"]
         grad_norm = self._clip()
-        accepted = self.guard.accepts(self.step, loss, grad_norm)
+        verdict = self.guard.judge(self.step, loss, grad_norm)
+        accepted = verdict is Verdict.ACCEPT
         if accepted:
             self.checkpointer.maybe_wait_for_staging()
             self.optimizers.step()
@@ -106,10 +108,31 @@ class Trainer(TitanTrainer):
             figures = {"lr": lr, "tokens": self.ntokens_seen, **task.report(loss, valid, counts)}
             figures |= {**task.observed(), **self.experts.figures()}
             if self.guard.skipped:
-                figures["skipped_steps"] = self.guard.skipped
+                figures |= {"skipped_steps": self.guard.skipped, "rollbacks": self.guard.rollbacks}
             self.metrics_processor.log(self.step, loss, loss, grad_norm, extra_metrics=figures)
             for alarm in task.examine({"loss": loss, **figures}):
                 log.warning("step %d: %s", self.step, alarm)
+        if verdict is Verdict.ROLL_BACK:
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        """Goes on from the last good checkpoint with lower learning rates; the data go on from where they are."""
+        step = self.checkpointer.roll_back(self.guard.newest_usable())
+        if step is None:
+            log.warning("step %d: there is no checkpoint to go back to; skipping on", self.step)
+            return
+        self.guard.went_back(step)
+        self._rescale_rates()
+        log.warning(
+            "step %d: back to step %d, all learning rates times %g from here on", self.step, step, self.guard.rate_scale
+        )
+        self.step = step
+        self.metrics_processor.resume(step)
+
+    def _rescale_rates(self) -> None:
+        for schedule in self.lr_schedulers.schedulers:
+            assert isinstance(schedule, Schedule)
+            schedule.rescale(self.guard.rate_scale)
 
     def _prepared(self, data_iterator: Iterator[Batch]) -> list[Batch]:
         """The step's micro-batches after ``Task.draw`` and ``Task.prepare``, which may change labels and so come before
@@ -173,12 +196,14 @@ class Trainer(TitanTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the trainer itself."""
-        return {**super().state_dict(), "skipped_steps": self.guard.skipped}
+        return {**super().state_dict(), "guard": self.guard.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what ``state_dict`` gave."""
         super().load_state_dict(state_dict)
-        self.guard.skipped = state_dict.get("skipped_steps", 0)
+        if "guard" in state_dict:
+            self.guard.load_state_dict(state_dict["guard"])
+            self._rescale_rates()
 
     def _summary(self) -> str:
         training, devices = self.job_config.training, dist.get_world_size()

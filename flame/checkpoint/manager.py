@@ -1,7 +1,7 @@
-"""Saves and loads a run's steps during training: torchtitan's manager with steps that exist only once complete.
+"""Saves a run's steps during training: torchtitan's manager with steps that exist only once complete.
 
-torchtitan decides when to save and what a step holds; this class decides how it reaches the disk, which step is
-good enough to load, how long steps are kept, and where the weights of a new run come from.
+torchtitan decides when to save and what a step holds; this class decides how it reaches the disk and how long steps are
+kept. Which step is good enough to load is decided in ``step_loader``.
 """
 
 import flame.compat  # noqa: F401  torchtitan binds its device when it is imported
@@ -24,22 +24,17 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType,
 from torchtitan.components import checkpoint as titan
 from torchtitan.tools.utils import GarbageCollection
 
-from flame.checkpoint.agreement import causes, decided_by_first
-from flame.checkpoint.hf_import import local_folder
+from flame.checkpoint.agreement import causes
 from flame.checkpoint.layout import (
-    DamagedStepError,
-    check_step,
-    find_steps,
     partial_folder,
     publish,
     remove_leftovers,
     remove_old_steps,
     set_aside_newer,
-    step_folder,
     step_of,
     write_manifest,
 )
-from flame.checkpoint.loading import check_initial, load_hf, load_step
+from flame.checkpoint.step_loader import StepLoader
 from flame.checkpoint.storage import StepWriter
 from flame.checkpoint.tied import tied_names
 from flame.errors import CheckpointError
@@ -47,7 +42,7 @@ from flame.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 
-class CheckpointManager(titan.CheckpointManager):
+class CheckpointManager(StepLoader):
     """Same constructor and calls as torchtitan's.
 
     Attributes:
@@ -69,9 +64,9 @@ class CheckpointManager(titan.CheckpointManager):
     ) -> None:
         self.on_complete: list[Callable[[int, Path], None]] = []
         self.save_future: Future[None] | None = None
-        self._saved_step = -1
-        self._model_parts = model_parts
-        self._tied = tied_names(model_parts)
+        self.saved_step = -1
+        self.model_modules = model_parts
+        self.tied = tied_names(model_parts)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         super().__init__(
             dataloader,
@@ -100,10 +95,10 @@ class CheckpointManager(titan.CheckpointManager):
     @torch.no_grad()
     def save(self, curr_step: int, last_step: bool = False) -> None:
         """Saves a step when it is due, unless it is on disk already."""
-        if curr_step == self._saved_step or not self._should_save(curr_step, last_step):
+        if curr_step == self.saved_step or not self._should_save(curr_step, last_step):
             return
         super().save(curr_step, last_step)
-        self._saved_step = curr_step
+        self.saved_step = curr_step
 
     def dcp_save(
         self,
@@ -128,7 +123,7 @@ class CheckpointManager(titan.CheckpointManager):
             return self._save_in_background(state_dict, folder, async_mode)
         else:
             try:
-                save(state_dict, storage_writer=StepWriter(folder, self._tied))
+                save(state_dict, storage_writer=StepWriter(folder, self.tied))
             except CheckpointException as error:
                 raise self._failed_save(folder, error) from error
         if enable_garbage_collection:
@@ -148,7 +143,7 @@ class CheckpointManager(titan.CheckpointManager):
             self.stager = DefaultStager(StagingOptions(False, False, False, False))
         response = async_save(
             state,
-            storage_writer=StepWriter(folder, self._tied),
+            storage_writer=StepWriter(folder, self.tied),
             process_group=self.pg,
             async_checkpointer_type=AsyncCheckpointerType.PROCESS if in_process else AsyncCheckpointerType.THREAD,
             async_stager=self.stager,
@@ -163,12 +158,12 @@ class CheckpointManager(titan.CheckpointManager):
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         dist.barrier()
-        state = {name: tensor for name, tensor in state.items() if self._tied.get(name) not in state}
+        state = {name: tensor for name, tensor in state.items() if self.tied.get(name) not in state}
         super().dcp_save(state, str(partial), titan.AsyncMode.DISABLED, to_hf=True)
         dist.barrier()
         if dist.get_rank() == 0:
             names = [str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()]
-            write_manifest(partial, step_of(folder), names, self._tied)
+            write_manifest(partial, step_of(folder), names, self.tied)
             publish(partial, folder)
         dist.barrier()
 
@@ -193,105 +188,13 @@ class CheckpointManager(titan.CheckpointManager):
             shutil.rmtree(partial_folder(folder), ignore_errors=True)
         return CheckpointError(f"{folder} could not be saved: {causes(error)[0]!r}")
 
+    def wait_for_saves(self) -> None:
+        """Waits until every save under way is on disk, on all ranks."""
+        super().maybe_wait_for_staging()
+        self._async_wait()
+        dist.barrier()
+
     def _async_wait(self) -> None:
         future, self.save_future = self.save_future, None
         if future is not None:
             future.result()
-
-    @torch.no_grad()
-    def load(self, step: int = -1) -> bool:
-        """Loads a step of this run, else what ``checkpoint.initial_load_path`` names.
-
-        Args:
-            step: The step, or -1 for the newest good one.
-
-        Returns:
-            Whether anything was loaded.
-
-        Raises:
-            CheckpointError: The step asked for is absent or damaged, or there are steps but none is good.
-        """
-        if self.enable_ft_dataloader_checkpoints:
-            self._ft_load()
-        if not self.enable:
-            return False
-        steps = decided_by_first(lambda: find_steps(Path(self.folder)))
-        if step == -1 and not steps:
-            return self._load_initial()
-        if steps and (self.initial_load_path or self.initial_load_in_hf):
-            logger.info("%s holds steps, so checkpoint.initial_load_path is not used.", self.folder)
-        if step != -1:
-            self._load_asked(step, steps)
-        else:
-            self._load_newest(steps)
-        return True
-
-    def _load_newest(self, steps: list[int]) -> None:
-        for step in reversed(steps):
-            try:
-                return self._load_step(step)
-            except DamagedStepError as error:
-                logger.warning("Skipping step-%d: %s.", step, error)
-        raise CheckpointError(
-            f"None of the steps {steps} in {self.folder} is good, see the warnings above: restore one, or move them "
-            f"away to start over"
-        )
-
-    def _load_asked(self, step: int, steps: list[int]) -> None:
-        if step not in steps:
-            raise CheckpointError(f"checkpoint.load_step = {step} is not in {self.folder}; available steps: {steps}")
-        try:
-            self._load_step(step)
-        except DamagedStepError as error:
-            raise CheckpointError(
-                f"checkpoint.load_step = {step} is damaged: {error}; available steps: {steps}"
-            ) from None
-
-    def _load_step(self, step: int) -> None:
-        folder = step_folder(Path(self.folder), step)
-        decided_by_first(lambda: check_step(folder))
-        # Step 0 is what a run starts from: a model alone.
-        self._load_states(folder, model_only=step == 0)
-        self._saved_step = step
-
-    def _load_initial(self) -> bool:
-        if self.initial_load_in_hf:
-            source = self.initial_load_path or getattr(self.sd_adapter, "hf_assets_path", None)
-            if not source:
-                raise CheckpointError("checkpoint.initial_load_in_hf = true needs a folder: set initial_load_path")
-            self._load_initial_hf(source)
-        elif self.initial_load_path:
-            folder = Path(self.initial_load_path)
-            decided_by_first(lambda: check_initial(folder))
-            self._load_states(folder, self.initial_load_model_only)
-        return bool(self.initial_load_in_hf or self.initial_load_path)
-
-    def _load_initial_hf(self, source: str) -> None:
-        if self.initial_load_in_hf_quantized:
-            raise CheckpointError("checkpoint.initial_load_in_hf_quantized = true is not supported: use plain weights")
-        decided_by_first(lambda: local_folder(source))  # one rank downloads, the others find it in the cache
-        model = self.states[titan.MODEL].state_dict()
-        named = self.sd_adapter.to_hf(model) if self.sd_adapter else model
-        load_hf(named, self._model_parts, local_folder(source), self._tied)
-        self.states[titan.MODEL].load_state_dict(self.sd_adapter.from_hf(named) if self.sd_adapter else named)
-        logger.info("Loaded the weights of %s.", source)
-
-    def _load_states(self, folder: Path, model_only: bool) -> None:
-        states = self._states_to_load(model_only)
-        self.dcp_load(states, str(folder), from_hf=False, from_quantized=False)
-        GarbageCollection.collect("GC collection for checkpoint loading.")
-        logger.info("Loaded %s%s.", folder, " (the model only)" if model_only else "")
-
-    def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool) -> None:
-        """Loads a DCP step into the given states, checking every record it reads.
-
-        Raises:
-            DamagedStepError: A file of the step is not what was written.
-            CheckpointError: The step does not fit.
-        """
-        assert not from_hf and not from_quantized, "HuggingFace folders are read by load_hf"
-        names = self.states[titan.MODEL].state_dict() if titan.MODEL in self.states else {}
-        model = {name: tensor for name, tensor in state_dict.items() if name in names}
-        load_step(state_dict, model, Path(checkpoint_id), self._tied)
-        if model:
-            self.states[titan.MODEL].load_state_dict(model)

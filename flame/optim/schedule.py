@@ -20,13 +20,15 @@ class Schedule(LambdaLR):
     """
 
     def __init__(self, optimizer: Optimizer, curve: Callable[[int], float]) -> None:
+        self.scale = 1.0
+        """What every rate is multiplied by besides; a run that has gone back to a checkpoint lowers it."""
         super().__init__(optimizer, curve)
         optimizer.register_load_state_dict_post_hook(lambda _: self._set_rates())
 
     def get_lr(self) -> list[Any]:
         """The rate of each group."""
         return [
-            group["initial_lr"] * curve(self.last_epoch)
+            group["initial_lr"] * curve(self.last_epoch) * self.scale
             for curve, group in zip(self.lr_lambdas, self.optimizer.param_groups, strict=True)
         ]
 
@@ -37,6 +39,11 @@ class Schedule(LambdaLR):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what ``state_dict`` gave."""
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
+        self._set_rates()
+
+    def rescale(self, scale: float) -> None:
+        """Multiplies every rate of the curve by ``scale``, instead of the scale before."""
+        self.scale = scale
         self._set_rates()
 
     def _set_rates(self) -> None:

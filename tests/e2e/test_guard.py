@@ -60,6 +60,43 @@ def test_too_many_such_steps_in_a_row_end_the_run(materials, pool, tmp_path, pas
     assert survives or "2 such steps in a row" in run.output
 
 
+@pytest.mark.parametrize("changes, world", [({}, 1), ({"training.local_batch_size": 4, "task.rank": 1}, 2)])
+def test_after_three_such_steps_the_run_goes_back_and_the_data_go_on(materials, pool, tmp_path, changes, world):
+    # Steps 4 to 6 fail, so step 3 is lost and batch 7 follows on the state of step 2 ...
+    back = {"task.passes": [4, 5, 6], "guard.rollback_after": 3, "guard.rollback_lr_factor": 1.0}
+    job = write_job(materials, tmp_path / "run", {**FAULTY, **changes, **back, "checkpoint.interval": 2})
+    run = pool.run(job, tmp_path / "run", world=world)
+    assert run.code == 0, run.output
+    # ... as in a run that skipped batches 3 to 6.
+    skipping = {"task.passes": [3, 4, 5, 6], "guard.rollback_after": 0, "training.steps": 10}
+    oracle = pool.run(
+        write_job(materials, tmp_path / "oracle", {**FAULTY, **changes, **skipping}), tmp_path / "oracle", world=world
+    )
+    assert_same(run.weights(6), oracle.weights(10))
+    assert_same(run.moments(6), oracle.moments(10))
+    assert run.series("loss")[2:] == oracle.series("loss")[6:]
+    assert [record["step"] for record in run.records] == [1, 2, 3, 4, 5, 6]
+    assert run.series("rollbacks") == [1, 1, 1, 1]
+
+
+def test_a_run_that_went_back_trains_with_lower_rates_also_after_a_restart(materials, pool, tmp_path):
+    changes = {"task.passes": [3, 4], "guard.rollback_after": 2, "checkpoint.interval": 2}
+    job = write_job(materials, tmp_path / "run", {**FAULTY, **changes})
+    run = pool.run(job, tmp_path / "run")
+    assert run.code == 0, run.output
+    assert run.series("lr") == pytest.approx([1e-4, 2e-4, 1.5e-4, 2e-4, 2.5e-4, 3e-4])
+    longer = pool.run(job, tmp_path / "run", "--training.steps", "7", "--task.passes", "99")
+    assert longer.series("lr")[-1] == pytest.approx(3.5e-4)
+    assert longer.records[-1]["rollbacks"] == 1
+
+
+def test_without_a_checkpoint_to_go_back_to_the_run_skips_on(materials, pool, tmp_path):
+    changes = {"task.passes": [2, 3], "guard.rollback_after": 2, "checkpoint.interval": 5}
+    run = pool.run(write_job(materials, tmp_path / "run", {**FAULTY, **changes}), tmp_path / "run")
+    assert run.code == 0, run.output
+    assert run.records[-1]["skipped_steps"] == 2 and run.records[-1]["rollbacks"] == 0
+
+
 def test_without_the_guard_the_run_ends_with_one_line(materials, tmp_path):
     changes = {**FAULTY, "task.passes": [3], "guard.skip_nan_inf": False}
     run = launch(write_job(materials, tmp_path / "run", changes), tmp_path / "run")
