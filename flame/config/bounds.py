@@ -108,7 +108,6 @@ BOUNDS: dict[str, Bound] = {
     "data.sources.*.weight": _NOT_NEGATIVE,
     "data.sources.*.epochs": _NOT_NEGATIVE,
     "data.stages.*.start": _COUNT,
-    "data.stages.*.weights.*": _NOT_NEGATIVE,
     "export.interval": _NOT_NEGATIVE,
     "guard.spike_sigma": _NOT_NEGATIVE,
     "guard.spike_window": Bound(2),

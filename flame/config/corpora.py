@@ -51,7 +51,7 @@ class Source:
 class Stage:
     """From one step on, other weights of the sources; a job lists stages as `[[data.stages]]` tables."""
 
-    start: int
+    start: int = 1
     """The first step of the stage; before the first stage, the sources' own `weight` holds."""
 
     weights: list[float] = field(default_factory=list)
