@@ -10,6 +10,7 @@ from flame.config.bounds import check_bounds
 from flame.config.corpora import SOURCE_FORMATS, Source
 from flame.config.files import locate, looks_like_path
 from flame.config.layout import check_microbatches, check_parallelism, data_parallel_degree
+from flame.config.mixing import check_mixing
 from flame.config.optimization import resolve_optimizer
 from flame.config.sections import JobConfig
 from flame.errors import ConfigError, closest
@@ -41,6 +42,7 @@ def resolve(config: JobConfig, world_size: int) -> None:
     check_parallelism(config)
     _check_model(config)
     _check_sources(config)
+    check_mixing(config.data, config.validation.sources)
     resolve_optimizer(config.optimizer)
     _check_memory(config)
     _check_checkpoint(config)
@@ -57,6 +59,8 @@ def _check_model(config: JobConfig) -> None:
         raise ConfigError(f"model.name = '{model.name}' must be 'flame'; the model is chosen by model.config.")
     if not model.config:
         raise ConfigError("model.config is not set: name a JSON file, a shipped config or a hub id.")
+    if not model.tokenizer_path and Path(model.config, "tokenizer_config.json").expanduser().is_file():
+        model.tokenizer_path = model.config
     if not model.tokenizer_path:
         raise ConfigError(
             "model.tokenizer_path is not set: name a HuggingFace folder, a hub id or builtin:python-stdlib-8k."

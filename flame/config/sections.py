@@ -56,7 +56,10 @@ class Model(titan.Model):
     """HuggingFace config of the model: a JSON file, the name of a shipped one such as `llama_10M`, or a hub id."""
 
     tokenizer_path: str = ""
-    """Tokenizer: a HuggingFace folder, a hub id, or `builtin:python-stdlib-8k`, which is trained once and cached."""
+    """
+    Tokenizer: a HuggingFace folder, a hub id, or `builtin:python-stdlib-8k`, which is trained once and cached; empty for
+    the one in the folder that `model.config` names.
+    """
 
     plugin_path: str = ""
     """Folder of a model family that lives outside the repository; empty if the family is installed or shipped."""

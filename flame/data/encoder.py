@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from flame.data.sources.records import TEXT, cut_text
+from flame.data.tiktoken_encoding import text_encoding
 from flame.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class Encoder(Protocol):
 
     fingerprint: str
     """That of the tokenizer, which tokens made beforehand must have too; empty without a tokenizer."""
+    vocab_size: int
+    """One more than the highest id; 0 without a tokenizer."""
+    tokenizer_name: str
+    """What messages call the tokenizer."""
 
     def encode(self, records: list[dict[str, Any]]) -> Sequence[np.ndarray]:
         """Returns the token ids (int32, separators included) of every record; an empty array leaves it out."""
@@ -49,6 +54,9 @@ class Encoder(Protocol):
 
 class TextEncoder:
     """Encodes the text of records, with document separators.
+
+    What looks like a special token in a text is encoded as the characters it consists of: a web page that says
+    ``<|eos|>`` does not end a document.
 
     Args:
         tokenizer: A fast HuggingFace tokenizer.
@@ -76,11 +84,11 @@ class TextEncoder:
             add_eos = tokenizer.eos_token_id is not None and habit[-1] == tokenizer.eos_token_id
         self._prefix = _separator(tokenizer, "bos", add_bos)
         self._suffix = _separator(tokenizer, "eos", add_eos)
-        # A copy of the bare tokenizer: it pickles without transformers, and settings saved with it do not apply here.
-        self._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.fingerprint = tokenizer_fingerprint(self._tokenizer)
+        backend = tokenizer.backend_tokenizer
+        self._encoding = text_encoding(backend)  # pickles without transformers
+        self.fingerprint = tokenizer_fingerprint(backend)
+        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        self.tokenizer_name = tokenizer.name_or_path
 
     def encode(self, records: list[dict[str, Any]]) -> list[np.ndarray]:
         """Returns the token ids of every record, int32, separators included."""
@@ -95,9 +103,7 @@ class TextEncoder:
             while stop < len(chunks) and size < _CALL_CHARACTERS:
                 size += len(chunks[stop])
                 stop += 1
-            for encoding in self._tokenizer.encode_batch_fast(chunks[start:stop], add_special_tokens=False):
-                ids = encoding.ids
-                yield np.fromiter(ids, np.int32, len(ids))
+            yield from self._encoding.encode_batch(chunks[start:stop])
             start = stop
 
     def _joined(self, parts: list[np.ndarray]) -> np.ndarray:

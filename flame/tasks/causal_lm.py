@@ -31,7 +31,7 @@ from flame.models.mtp import (
 )
 from flame.models.trial import trial_model
 from flame.tasks.base import Task, scored
-from flame.tokenizer import token_bytes
+from flame.tokenizer.byte_lengths import token_bytes
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from flame.losses import CHUNK_ELEMENTS, IGNORE_INDEX
 from flame.models.documents import document_inputs, documents_are_isolated
 from flame.models.trial import trial_model
 from flame.tasks.base import Task, scored
-from flame.tokenizer import token_bytes
+from flame.tokenizer.byte_lengths import token_bytes
 
 log = logging.getLogger(__name__)
 

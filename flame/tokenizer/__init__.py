@@ -1,6 +1,4 @@
-"""Tokenizers: load one, train the built-in ones, and count the bytes that tokens stand for."""
+"""Tokenizers: load one, train one, measure one, and count the bytes that tokens stand for.
 
-from flame.tokenizer.byte_lengths import token_bytes
-from flame.tokenizer.load import load_tokenizer
-
-__all__ = ["load_tokenizer", "token_bytes"]
+The modules are imported one by one: data workers need some of them, and neither torch nor transformers.
+"""

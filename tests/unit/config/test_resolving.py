@@ -184,3 +184,11 @@ def test_existing_local_files_are_accepted(tmp_path):
     (tmp_path / "model.json").write_text("{}")
     arguments = ["--data.sources", f"{tmp_path}/*.jsonl,{tmp_path},hf://org/corpus", "--model.config"]
     resolved(*arguments, str(tmp_path / "model.json"), "--checkpoint.initial_load_path", str(tmp_path))
+
+
+def test_the_tokenizer_of_a_model_folder_is_taken_with_the_model(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="tokenizer_path is not set"):
+        resolved("--model.config", str(tmp_path), "--model.tokenizer_path", "")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert resolved("--model.config", str(tmp_path), "--model.tokenizer_path", "").model.tokenizer_path == str(tmp_path)

@@ -10,7 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from flame.errors import DataError
-from flame.tokenizer import load, load_tokenizer, token_bytes
+from flame.tokenizer import load
+from flame.tokenizer.byte_lengths import token_bytes
+from flame.tokenizer.load import load_tokenizer
 
 NAME = "builtin:python-stdlib-1k"
 
@@ -37,7 +39,7 @@ def test_a_builtin_tokenizer_is_a_folder_that_transformers_loads(tokenizer, tmp_
 
 def test_two_processes_that_ask_at_once_get_the_same_tokenizer(tmp_path):
     code = (
-        "import sys; from flame.tokenizer import load_tokenizer; print(load_tokenizer(sys.argv[1])('def f').input_ids)"
+        "import sys; from flame.tokenizer.load import load_tokenizer; print(load_tokenizer(sys.argv[1])('def f').input_ids)"
     )
     environment = {**os.environ, "FLAME_CACHE": str(tmp_path)}
     command = [sys.executable, "-c", code, NAME]
@@ -67,12 +69,18 @@ def test_special_tokens_stand_for_no_bytes_and_added_ones_for_their_own(tokenize
 
 
 def test_token_bytes_of_a_sentencepiece_vocabulary():
-    vocab = {"<0x0A>": 0, "\u2581the": 1, "\u00e9": 2, "<unk>": 3}
+    vocab = {"<0x0A>": 0, "\u2581the": 1, "\u00e9": 2, "<unk>": 3, "####": 4}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
-    assert token_bytes(tokenizer).tolist() == [1, 4, 2, 0]
+    assert token_bytes(tokenizer).tolist() == [1, 4, 2, 0, 4]
+
+
+def test_token_bytes_of_a_wordpiece_vocabulary():
+    backend = Tokenizer(models.WordPiece(vocab={"<unk>": 0, "the": 1, "##m": 2, "<0x0A>": 3}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    assert token_bytes(tokenizer).tolist() == [0, 3, 1, 6]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Measuring a tokenizer: bytes per token, whether texts survive, how the vocabulary is used, speed."""
