@@ -4,18 +4,17 @@ Parquet has no cheap access to single rows (a whole row group is decoded for one
 once as Arrow, from which any row is read in microseconds whatever the size of the corpus.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
-from flame.data.sources.records import BadRow, checked_text
+from flame.data.sources.records import BadRow, NearDocuments, Record, checked_text
 
 
-class ArrowTable:
+class ArrowTable(NearDocuments):
     """Documents that are rows of a memory-mapped table.
 
     Args:
@@ -41,31 +40,43 @@ class ArrowTable:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def read(self, indices: Sequence[int]) -> list[dict[str, Any] | BadRow]:
+    def read(self, indices: Sequence[int]) -> list[Record]:
         """Reads the documents with these numbers, in this order."""
         if not len(indices):
             return []
         table: pa.Table = self._rows[list(indices)]  # pyright: ignore[reportAssignmentType]
-        try:
-            records: list[dict[str, Any] | BadRow] = list(table.to_pylist())
-        except UnicodeDecodeError:
-            records = [self._read_one(table.slice(i, 1), index) for i, index in enumerate(indices)]
-        column = self._text_column
-        if column is None:
-            return records
-        return [
-            checked_text(record, column, self._where(index)) if isinstance(record, dict) else record
-            for record, index in zip(records, indices, strict=True)
-        ]
+        return records_of(table, self._text_column, lambda row: self.where(indices[row]))
 
-    def _read_one(self, table: pa.Table, index: int) -> dict[str, Any] | BadRow:
-        try:
-            return table.to_pylist()[0]
-        except UnicodeDecodeError as error:
-            return BadRow("invalid UTF-8", self._where(index), f"byte {error.start} of the text")
-
-    def _where(self, index: int) -> str:
+    def where(self, index: int) -> str:
+        """File (or dataset) and row."""
         if not self._paths:
             return f"{self.name}, row {index + 1}"
         number = int(np.searchsorted(self._firsts, index, side="right")) - 1
         return f"{self._paths[number]}, row {index - int(self._firsts[number]) + 1}"
+
+
+def records_of(table: pa.Table, text_column: str | None, where: Callable[[int], str]) -> list[Record]:
+    """Turns rows into records.
+
+    Args:
+        table: The rows.
+        text_column: The column whose text is checked and put under ``"text"``; None leaves records as they are.
+        where: Gives file and row of a row of ``table``, for messages.
+    """
+    try:
+        records: list[Record] = list(table.to_pylist())
+    except UnicodeDecodeError:
+        records = [_record_of(table.slice(row, 1), row, where) for row in range(len(table))]
+    if text_column is None:
+        return records
+    return [
+        checked_text(record, text_column, where(row)) if isinstance(record, dict) else record
+        for row, record in enumerate(records)
+    ]
+
+
+def _record_of(table: pa.Table, row: int, where: Callable[[int], str]) -> Record:
+    try:
+        return table.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return BadRow("invalid UTF-8", where(row), f"byte {error.start} of the text")

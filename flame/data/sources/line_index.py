@@ -8,6 +8,7 @@ import hashlib
 import logging
 import shutil
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ from flame.errors import DataError
 from flame.tokenizer.cache import build_once, cache_folder
 
 _CHUNK = 1 << 24
+_COMPRESSED = (".gz", ".zst")
 _WORTH_TELLING = 1 << 30  # bytes; smaller files are indexed within a second
 
 logger = logging.getLogger(__name__)
@@ -37,20 +39,37 @@ def index_lines(path: Path) -> tuple[Path, Path]:
     Raises:
         DataError: If the file cannot be decompressed.
     """
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): check the file") from error
     identity = f"{path.resolve()}/{stat.st_size}/{stat.st_mtime_ns}"
     stem = cache_folder() / "lines" / hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
     plain = path
-    if path.suffix in (".gz", ".zst"):
+    if is_compressed(path.name):
         plain = build_once(stem.with_suffix(".txt"), lambda draft: _decompress(path, draft))
-    return plain, build_once(stem.with_suffix(".npy"), lambda draft: _write_index(plain, draft))
+    return plain, build_once(stem.with_suffix(".npy"), lambda draft: write_index(local_chunks(plain), draft))
 
 
-def _decompress(path: Path, target: Path) -> None:
-    logger.info("decompressing %s into the cache, once", path)
+def is_compressed(name: str) -> bool:
+    """Whether a file has to be decompressed before its lines can be read, by its name."""
+    return name.endswith(_COMPRESSED)
+
+
+def decompress(path: str, raw: BinaryIO, target: Path) -> None:
+    """Decompresses a ``.gz`` or ``.zst`` file.
+
+    Args:
+        path: Its name.
+        raw: Its content.
+        target: Where to write.
+
+    Raises:
+        DataError: It is damaged.
+    """
     try:
-        with open(path, "rb") as raw, open(target, "wb") as plain:
-            if path.suffix == ".gz":
+        with open(target, "wb") as plain:
+            if path.endswith(".gz"):
                 shutil.copyfileobj(gzip.GzipFile(fileobj=raw), plain, _CHUNK)
             else:
                 _copy_zstd(raw, plain)
@@ -58,6 +77,12 @@ def _decompress(path: Path, target: Path) -> None:
         raise DataError(
             f"{path} cannot be decompressed ({error}): it is damaged or incomplete, fetch it again"
         ) from error
+
+
+def _decompress(path: Path, target: Path) -> None:
+    logger.info("decompressing %s into the cache, once", path)
+    with open(path, "rb") as raw:
+        decompress(str(path), raw, target)
 
 
 def _copy_zstd(raw: BinaryIO, plain: BinaryIO) -> None:
@@ -75,24 +100,48 @@ def _copy_zstd(raw: BinaryIO, plain: BinaryIO) -> None:
         raise EOFError("it ends within a frame")
 
 
-def _write_index(path: Path, target: Path) -> None:
+def write_index(chunks: Iterable[bytes | np.ndarray], target: Path) -> None:
+    """Writes the index of a file whose bytes come in chunks."""
     with open(target, "wb") as file:  # np.save would append a suffix to a name of its own
-        np.save(file, line_offsets(path))
+        np.save(file, line_offsets(chunks))
 
 
-def line_offsets(path: Path) -> np.ndarray:
-    """Returns the int64 offsets of the lines that are not blank, and the size of the file."""
+def local_chunks(path: Path) -> Iterator[np.ndarray]:
+    """The bytes of a file, chunk by chunk."""
     size = path.stat().st_size
-    if size == 0:
-        return np.zeros(1, np.int64)
-    data = np.memmap(path, np.uint8, "r")
-    chunks = tqdm(range(0, size, _CHUNK), f"indexing {path.name}", unit="chunk", disable=size < _WORTH_TELLING)
-    ends = np.concatenate([np.flatnonzero(data[start : start + _CHUNK] == ord("\n")) + start for start in chunks])
-    if not len(ends) or ends[-1] != size - 1:
-        ends = np.append(ends, size)
-    starts = np.append(0, ends[:-1] + 1)
+    data = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
+    for start in tqdm(range(0, size, _CHUNK), f"indexing {path.name}", unit="chunk", disable=size < _WORTH_TELLING):
+        yield data[start : start + _CHUNK]
+
+
+def line_offsets(chunks: Iterable[bytes | np.ndarray]) -> np.ndarray:
+    """Returns the int64 offsets of the lines that are not blank, and the size of the file, given in chunks."""
+    size = 0
+    found: list[np.ndarray] = []  # of every chunk: starts of its lines that are not blank
+    start, blank_so_far = 0, True  # of the line that is open at the end of a chunk
+    for chunk in chunks:
+        data = np.frombuffer(chunk, np.uint8)
+        if not len(data):
+            continue
+        ends = np.flatnonzero(data == ord("\n"))
+        starts = np.append(-1, ends) + 1  # [lines]: the first is the open one, the last stays open
+        is_blank = _are_blank(data, starts, np.append(ends, len(data)))
+        if size > start:  # the open line has begun in an earlier chunk
+            is_blank[0] = blank_so_far and starts[0] == (ends[0] if len(ends) else len(data))
+        offsets = starts + size
+        offsets[0] = start
+        found.append(offsets[:-1][~is_blank[:-1]])
+        start, blank_so_far = int(offsets[-1]), bool(is_blank[-1])
+        size += len(data)
+    if not blank_so_far:
+        found.append(np.array([start]))
+    return np.concatenate([*found, [size]]).astype(np.int64)
+
+
+def _are_blank(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Which lines hold nothing, or only a carriage return."""
     lengths = ends - starts
     is_blank = lengths == 0
     single = np.flatnonzero(lengths == 1)
     is_blank[single] = data[starts[single]] == ord("\r")
-    return np.append(starts[~is_blank], size).astype(np.int64)
+    return is_blank

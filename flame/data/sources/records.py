@@ -10,6 +10,15 @@ from flame.errors import DataError
 TEXT = "text"
 """The key under which a record carries its text, whatever the source calls that column."""
 
+IDS = "input_ids"
+"""The key under which a tokenized record carries its token ids."""
+
+LAYOUT = "@layout"
+"""The key under which a record carries the layout that its source has in the job."""
+
+MESSAGES = "messages"
+"""The key under which a bare list of messages, as a line of JSON, becomes a record."""
+
 _CUT_WINDOW = 4096  # bytes in which a friendly place to cut is looked for
 
 
@@ -27,16 +36,45 @@ class BadRow:
         return f"{self.where}: {self.reason}{f' ({self.detail})' if self.detail else ''}"
 
 
+Record = dict[str, Any] | BadRow
+
+
 class DocumentSource(Protocol):
-    """Documents with random access; picklable, so that worker processes can read it too."""
+    """Documents with random access; picklable, so that worker processes can read it too.
+
+    A tokenized source may also have ``read_tokens(indices)``: the ids of these documents one after the other, int32
+    ``[tokens]``, and the length of each, int64 ``[len(indices)]``. It is ``read`` without an object per document.
+    """
 
     name: str
+    block: int
+    """Documents that lie together and are best read one after the other; 1 if any is as near as any other."""
+    tokenized: bool
+    """Whether records are ``{"input_ids": int32 [tokens]}``, which no encoder has to run on."""
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> list[dict[str, Any] | BadRow]:
+    def read(self, indices: Sequence[int]) -> list[Record]:
         """Reads the documents with these numbers, in this order; a faulty one comes back as a ``BadRow``."""
         ...
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Hints that these documents are read soon; returns at once."""
+        ...
+
+    def where(self, index: int) -> str:
+        """File (or dataset) and row of a document, for messages."""
+        ...
+
+
+class NearDocuments:
+    """What all sources have in common whose documents are text on this machine, each as near as any other."""
+
+    block = 1
+    tokenized = False
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Does nothing: there is no latency to hide."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ import zstandard
 from data_stand_ins import Source
 from datasets import config as datasets_config
 
-from flame.data.sources import open as sources_module
+from flame.data.sources import tables as tables_module
 from flame.data.sources.line_index import line_offsets
 from flame.data.sources.open import open_source
 from flame.data.sources.records import BadRow, cut_text
@@ -117,9 +117,16 @@ def test_lines_of_text_can_be_documents(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"a", b"a\n", b"\na\n\nb\r\n\r\nc", b"a\nb"])
 def test_line_offsets_find_the_lines_that_python_finds(tmp_path, content):
     (tmp_path / "lines").write_bytes(content)
-    offsets = line_offsets(tmp_path / "lines").tolist()
+    offsets = line_offsets([content]).tolist()
     lines = [content[a:b].split(b"\n")[0].rstrip(b"\r") for a, b in zip(offsets, offsets[1:], strict=False)]
     assert lines == [line for line in content.splitlines() if line]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_lines_are_found_whatever_the_chunks(size):
+    content = b"\r\none\r\n\n\r\r\ntwo\n\n3\r"
+    chunks = [content[start : start + size] for start in range(0, len(content), size)]
+    assert line_offsets(chunks).tolist() == line_offsets([content]).tolist() == [2, 8, 11, 16, 18]
 
 
 def test_a_lone_text_file_is_cut_into_documents_after_lines(tmp_path):
@@ -261,7 +268,7 @@ def test_misspelt_fields_are_errors(tmp_path, fields, message):
 
 
 def test_an_unreachable_hub_is_one_clear_line(monkeypatch):
-    monkeypatch.setattr(sources_module, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(tables_module, "hub_is_reachable", lambda: False)
     with pytest.raises(DataError, match="dataset 'some/dataset' is neither a local path nor .* check the path or"):
         open_("some/dataset")
 
