@@ -1,0 +1,1 @@
+"""From raw corpora to what training reads: ``flame data prepare``."""

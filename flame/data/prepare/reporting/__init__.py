@@ -1,0 +1,1 @@
+"""Reporting: steps tally what they keep and drop, task by task; ``collect`` adds it up, the others show it."""

@@ -1,0 +1,107 @@
+"""Stages that are killed and begun again write the same bytes; a full disk leaves no half file under a final name."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prepared_texts import digests
+
+from flame.data.shards import read_manifest
+
+_COMMON = """
+import os, random, resource, signal, sys, time
+from pathlib import Path
+import prepared_texts as helper
+from flame.data.prepare.options import Output, Split
+from flame.errors import FlameError
+
+texts = helper.random_texts(300)
+texts += [text.upper() for text in texts[::7]] + [text + " and more" for text in texts[::5]]
+
+
+def builder(folder, form):
+    tokenizer = "" if form == "parquet" else helper.TOKENIZER
+    output = Output(format=form, tokenizer=tokenizer, shard_bytes=sum(map(len, texts)) // 8, row_length=65)
+    return helper.make_builder(Path(folder), texts, 3, output=output, split=Split(0.2))
+"""
+
+# Forks of a process that has imported everything and begun nothing: starting an interpreter takes longer than the work.
+_KILL = (
+    _COMMON
+    + """
+def begin(folder):
+    child = os.fork()
+    if not child:
+        helper.run_stages(builder(folder, "parquet"))
+        os._exit(0)
+    return child
+
+
+def finish(folder):
+    start = time.perf_counter()
+    assert os.waitpid(begin(folder), 0)[1] == 0
+    return time.perf_counter() - start
+
+
+folder, kills = sys.argv[1], int(sys.argv[2])
+seconds = finish(folder + "/whole")
+draw = random.Random(kills)
+killed = 0
+for _ in range(kills):
+    child = begin(folder + "/killed")
+    # Stages that are done are not done again: with every kill, less than the whole time is left.
+    time.sleep(draw.random() * seconds / 2)
+    os.kill(child, signal.SIGKILL)
+    killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+finish(folder + "/killed")
+assert killed, "every run was over before it was killed"
+"""
+)
+
+_FILL = (
+    _COMMON
+    + """
+folder, limit = sys.argv[1], int(sys.argv[2])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for form in ("parquet", "tokens", "packed"):
+    made = builder(f"{folder}/{form}", form)
+    helper.run_stages(made, until="write-shards")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        helper.run_stages(made)
+    except (FlameError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    files = [path.name for path in made.published.rglob("*") if path.is_file()]
+    assert not [name for name in files if not name.endswith(".idx")], files
+    helper.run_stages(made)
+"""
+)
+
+
+def run(script: str, folder: Path, number: int) -> list[str]:
+    """Runs a script in a process of its own; returns what it printed."""
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", script, str(folder), str(number)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_stages_killed_at_random_moments_write_the_same_bytes(tmp_path, kills):
+    run(_KILL, tmp_path, kills)
+    whole, killed = (digests(tmp_path / name / "published") for name in ("whole", "killed"))
+    assert whole == killed and len(whole) >= 6
+    whole, killed = (digests(tmp_path / name / "notes" / "written") for name in ("whole", "killed"))
+    assert whole == killed
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_half_shard(tmp_path):
+    told = run(_FILL, tmp_path, 3000)
+    assert len(told) == 3 and all("File too large" in line for line in told), told
+    assert told[1].startswith("DataError: cannot write ") and "shard_0000" in told[1]
+    documents = sum(entry.documents for entry in read_manifest(tmp_path / "tokens/published/train").shards)
+    assert 200 < documents < 300
