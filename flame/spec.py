@@ -14,11 +14,12 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from flame import compat
 from flame.config import JobConfig, to_toml
 from flame.data.job import train_loader, validation_loader
-from flame.data.sources.open import open_source
-from flame.errors import ConfigError
+from flame.data.sources.open import identity_of, open_source
+from flame.errors import ConfigError, closest
 from flame.metrics import Metrics
 from flame.models.build import ModelArgs, build_model, model_class
 from flame.models.config import fit_tokenizer, load_config
+from flame.models.float8 import check_float8
 from flame.optim import build_lr_schedulers, build_optimizers, derive_steps
 from flame.parallel.checks import check_layout, find_anatomy
 from flame.parallel.layout import Layout
@@ -27,7 +28,7 @@ from flame.parallel.pipeline import Pipeline
 from flame.parallel.split import Anatomy
 from flame.plugin import ModelPlugin, load_task, modeling_files, tasks
 from flame.tasks.base import Task
-from flame.tokenizer import load_tokenizer
+from flame.tokenizer.load import load_tokenizer
 from flame.validate import Validator
 
 
@@ -75,6 +76,7 @@ def check_job(job: Job) -> None:
     _check_family(job)
     job.task.check(job.model_class, job.model_config, job.plugin.documents)
     check_layout(job.model_class, job.model_config, job.config, job.task)
+    check_float8(job.model_class, job.model_config, job.config)
 
 
 def _check_family(job: Job) -> None:
@@ -104,9 +106,18 @@ def _check_family(job: Job) -> None:
 
 def check_sources(job: Job) -> None:
     """Opens every data source once, so that what is missing or unreadable shows before any rank starts."""
-    config, columns = job.config, getattr(job.task.encoder(), "columns", None)
-    for source in [*config.data.sources, *(config.validation.sources if config.validation.enable else [])]:
-        open_source(source, columns, config.data.max_document_bytes)
+    config, encoder = job.config, job.task.encoder()
+    sources = {"data": config.data.sources, "validation": config.validation.sources if config.validation.enable else []}
+    for section, listed in sources.items():
+        for index, source in enumerate(listed):
+            if source.layout and source.layout not in job.task.layouts:
+                known = ", ".join(job.task.layouts) or "empty"
+                raise ConfigError(
+                    f"{section}.sources.{index}.layout = '{source.layout}': task '{config.task.name}' takes {known}."
+                    + closest(source.layout, job.task.layouts)
+                )
+            columns = getattr(encoder, "columns", None)
+            open_source(source, columns, config.data.max_document_bytes, identity_of(encoder))
 
 
 def attention(config: JobConfig, objective: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.train import Trainer as TitanTrainer
 
 from flame import compat
@@ -19,6 +20,7 @@ from flame.checkpoint.guard import Guard, Verdict
 from flame.checkpoint.manager import CheckpointManager
 from flame.config import JobConfig
 from flame.data.batch import Batch, to_device
+from flame.errors import DataError
 from flame.losses import IGNORE_INDEX
 from flame.metrics import Metrics
 from flame.models.experts import watch_experts
@@ -50,6 +52,7 @@ class Trainer(TitanTrainer):
         self.job = job
         self.guard = Guard(job.config.guard)
         self._first_step: int | None = None
+        self._blank_batches = 0
         super().__init__(job.config)
         self.experts = watch_experts(self.model_parts, job.config, self.parallel_dims)
         log.info(self._summary())
@@ -88,6 +91,8 @@ class Trainer(TitanTrainer):
         tokens_before = self.ntokens_seen
         batches = self._prepared(data_iterator)
         counts = self._count(batches)
+        if not counts.pop("documents"):
+            self._end_of_data(tokens_before)
         valid = counts.pop("valid")
         self.ntokens_seen = tokens_before + int(counts.pop("tokens"))
 
@@ -140,9 +145,11 @@ class Trainer(TitanTrainer):
         rows, task = self.job_config.training.local_batch_size, self.job.task
         seed, passes = self.job_config.debug.seed, self.gradient_accumulation_steps
         batches, task.step = [], self.step
+        self._blank_batches = 0
         drawn = task.draw(seeded(seed, self.step, _SHARED_DRAWS))
         for index in range(passes):
             inputs, labels = next(data_iterator)
+            self._blank_batches += self.dataloader.is_blank  # type: ignore[union-attr]
             first = rows * (passes * self._data_rank() + index)
             generators = (seeded(seed, self.step, first + row) for row in range(len(labels)))
             batches.append(task.prepare_rows(({**inputs, **drawn}, labels), generators))
@@ -150,13 +157,33 @@ class Trainer(TitanTrainer):
         return batches
 
     def _count(self, batches: list[Batch]) -> dict[str, float]:
-        """Scored labels, positions and the task's counts, summed over micro-batches and ranks."""
-        totals: dict[str, torch.Tensor] = {}
+        """Scored labels, positions, micro-batches with documents and the task's counts, summed over micro-batches and
+        ranks."""
+        totals = {"documents": torch.tensor(len(batches) - self._blank_batches)}
         for _, labels in batches:
             counted = {"valid": (labels != IGNORE_INDEX).sum(), "tokens": torch.tensor(labels.numel())}
             for name, value in {**counted, **self.job.task.counts(labels)}.items():
                 totals[name] = totals.get(name, torch.tensor(0)) + value
         return sum_over_data(totals, self.parallel_dims)
+
+    def _end_of_data(self, tokens: int) -> None:
+        """Ends the run at the step before this one, for which no rank has documents left, and saves it.
+
+        Raises:
+            DataloaderExhaustedError: Always; torchtitan's loop ends with it.
+            DataError: The run could not do a single step.
+        """
+        self.step, self.ntokens_seen = self.step - 1, tokens
+        if not self.step:
+            raise DataError("the sources hold no usable documents: see what was skipped above")
+        log.warning(
+            "the data ended: all sources have had their data.sources epochs after step %d of %d; raise epochs, or "
+            "remove them, for a longer run",
+            self.step,
+            self.job_config.training.steps,
+        )
+        self.checkpointer.save(self.step, last_step=True)
+        raise DataloaderExhaustedError
 
     def _accumulate(self, batches: list[Batch], valid: float) -> torch.Tensor:
         """Runs forward and backward over the micro-batches; returns this rank's share of the mean loss."""

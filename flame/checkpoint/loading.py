@@ -64,6 +64,11 @@ def _check_states(
     shapes = {name: tuple(_tensor(entries[key]).size) for name, key in stored.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in resolve_tied(model, tied, stored).items()}
     check_fit(wanted, {name: shapes[name] for name in wanted.keys() & shapes.keys()}, folder)
+    if "dataloader" in states and any(key.startswith("dataloader.lane_") for key in entries):
+        raise CheckpointError(
+            f"{folder} keeps the state of the data in an older form: resume without it, so that the data start over, "
+            "with checkpoint.exclude_from_loading = ['dataloader']"
+        )
     if states.keys() - model.keys() and not any(key.split(".")[0] in TRAINING_STATES for key in entries):
         raise CheckpointError(
             f"{folder} holds only a model, so no run can resume from it: start a new one from it with "

@@ -5,35 +5,31 @@ a contiguous range of ``r``; its lanes take turns in the order in which training
 cut into micro-batches, is all there is to it.
 """
 
+import json
 import logging
 import weakref
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
-import numpy as np
 import torch
+import torch.distributed as dist
 from torchtitan.components.dataloader import BaseDataLoader
 
+from flame.config import Source
 from flame.data.batch import Batch
 from flame.data.encoder import Encoder
-from flame.data.rows import Row, RowPlan
-from flame.data.sources.open import SourceConfig, open_source
-from flame.data.worker import Assignment, Message, messages
+from flame.data.lane_states import merge_states, pack_states, unpack_states
+from flame.data.plan import DataConfig, make_plan
+from flame.data.record import Record
+from flame.data.rows import Row, RowMaker, RowPlan
+from flame.data.worker import Assignment, messages
 from flame.data.worker_pool import WorkerPool
 from flame.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-
-class DataConfig(Protocol):
-    """The ``[data]`` table of a job, as far as the loader reads it."""
-
-    shuffle: bool
-    lanes_per_row: int
-    on_bad_row: Any
-    max_document_bytes: int
+_START_OVER = "or start the data over with checkpoint.exclude_from_loading = ['dataloader']"
 
 
 class DataloaderConfig(Protocol):
@@ -42,28 +38,6 @@ class DataloaderConfig(Protocol):
     num_workers: int
     prefetch_factor: int | None
     pin_memory: bool
-
-
-class SkipLog:
-    """Counts bad rows by reason, and tells of each reason once."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-
-    def note(self, message: Message) -> None:
-        """Takes in what a message says about bad rows."""
-        for reason, example in message.examples.items():
-            if reason not in self.counts:
-                logger.warning("%s; more rows like it are only counted", example)
-        self.counts.update(message.counts)
-
-    def summarise(self) -> None:
-        """Logs the counts, if there are any."""
-        if self.counts:
-            logger.warning("rows skipped or cut: %s", self)
-
-    def __str__(self) -> str:
-        return ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common())
 
 
 class Loader(BaseDataLoader):
@@ -75,7 +49,9 @@ class Loader(BaseDataLoader):
     """
 
     def __init__(self, plan: RowPlan, lanes: Sequence[int], local_batch_size: int, dataloader: DataloaderConfig):
-        self._skips = SkipLog()
+        self.is_blank = False
+        """Whether the last batch is padding only, since the lanes it comes from have ended."""
+        self._record = Record()
         self._plan = plan
         self._lanes = list(lanes)
         self._local_batch_size = local_batch_size
@@ -89,23 +65,41 @@ class Loader(BaseDataLoader):
     @property
     def skipped(self) -> dict[str, int]:
         """Rows left out (or cut) so far, by reason."""
-        return dict(self._skips.counts)
+        return dict(self._record.skipped)
+
+    @property
+    def packed(self) -> dict[str, int]:
+        """What packing by documents has counted so far; see ``BlockPacker``."""
+        return dict(self._record.packed)
 
     def __iter__(self) -> Iterator[Batch]:
         self._stop_workers()
-        if not (self._plan.repeat or self._is_resumed):
+        if not (self._plan.is_endless or self._is_resumed):
             self._states = {lane: self._plan.initial_state() for lane in self._lanes}
         self._is_resumed = False
         return self._batches(self._rows())
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Returns the state of this rank's lanes after the last batch handed out, whatever has been read ahead.
+    @property
+    def plan(self) -> RowPlan:
+        """How rows are made."""
+        return self._plan
 
-        Keys name lanes of the whole job, so that the dicts of all ranks merge into one, of which ranks of another
-        world size take their own.
+    def traced_rows(self) -> RowMaker:
+        """Gives this rank's next rows with their ``spans``, made in this process; batches are not affected."""
+        return RowMaker(self._plan, self._states, trace=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the data after the last batch handed out, whatever has been read ahead.
+
+        It is that of all lanes of the job, so that any number of ranks can go on from it: ranks tell each other, which
+        makes this a collective call in a process group, and all return the same, of which a checkpoint keeps one.
         """
-        states = {_key(lane): torch.from_numpy(state.copy()) for lane, state in self._states.items()}
-        return {"layout": torch.from_numpy(self._layout()), **states}
+        packed = pack_states(self._states)
+        if len(self._lanes) < self._plan.lanes and dist.is_available() and dist.is_initialized():
+            parts: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, packed)
+            packed = merge_states(parts)
+        return {"layout": json.dumps(self._plan.layout()), "lanes": packed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a state; lanes of other ranks in it are ignored.
@@ -115,29 +109,37 @@ class Loader(BaseDataLoader):
         """
         if not state_dict:
             return  # torchtitan's way of saying that the checkpoint holds no data state
-        layout, saved = self._layout(), state_dict["layout"].numpy()
-        if len(layout) != len(saved) or layout[0] != saved[0]:
-            raise DataError(
-                f"the checkpoint's data state has {saved[0]} lanes and {len(saved) - 1} sources, the job has "
-                f"{layout[0]} and {len(layout) - 1}: keep global_batch_size, lanes_per_row and sources, or start the "
-                "data over with checkpoint.exclude_from_loading = ['dataloader']"
-            )
-        if not np.array_equal(layout, saved):
-            logger.warning("the number of documents changed since the checkpoint: some may be seen twice or never")
-        missing = [_key(lane) for lane in self._lanes if _key(lane) not in state_dict]
+        self._check_layout(json.loads(state_dict["layout"]))
+        saved = unpack_states(state_dict["lanes"])
+        missing = [lane for lane in self._lanes if lane not in saved]
         if missing:
-            raise DataError(f"the checkpoint's data state lacks {missing[0]}: merge the states of all its ranks")
+            raise DataError(f"the checkpoint's data state lacks lane {missing[0]}: merge the states of all its ranks")
         self._stop_workers()
-        self._states = {lane: state_dict[_key(lane)].numpy().astype(np.int64) for lane in self._lanes}
+        self._states = {lane: saved[lane] for lane in self._lanes}
         self._is_resumed = True
 
     def close(self) -> None:
         """Ends the worker processes and logs what was skipped; safe to call again."""
         self._stop_workers()
-        self._skips.summarise()
+        self._record.summarise(self._plan.shape.seq_len)
 
-    def _layout(self) -> np.ndarray:
-        return np.array([self._plan.lanes, *map(len, self._plan.sources)], np.int64)
+    def _check_layout(self, saved: dict[str, Any]) -> None:
+        layout = self._plan.layout()
+        if saved["lanes"] != layout["lanes"] or len(saved["documents"]) != len(layout["documents"]):
+            raise DataError(
+                f"the checkpoint's data state has {saved['lanes']} lanes and {len(saved['documents'])} sources, the "
+                f"job has {layout['lanes']} and {len(layout['documents'])}: keep global_batch_size, lanes_per_row and "
+                f"sources, {_START_OVER}"
+            )
+        for key in ("mix", "packing"):
+            if saved[key] != layout[key]:
+                raise DataError(
+                    f"the checkpoint's data state is of data.{key} = '{saved[key]}', the job has '{layout[key]}': "
+                    f"keep it, {_START_OVER}"
+                )
+        for key, meaning in _CHANGES.items():
+            if saved[key] != layout[key]:
+                logger.warning("%s since the checkpoint (%s, now %s)", meaning, saved[key], layout[key])
 
     def _rows(self) -> Iterator[Row]:
         if self._num_workers == 0:
@@ -148,14 +150,15 @@ class Loader(BaseDataLoader):
             count=self._num_workers,
             rows_per_message=max(1, self._local_batch_size // self._num_workers),
             messages_ahead=self._prefetch,
-            note=self._skips.note,
+            note=self._record.note,
         )
         self._close_pool = weakref.finalize(self, pool.close)
         return iter(pool)
 
     def _local_rows(self) -> Iterator[Row]:
-        for message in messages(Assignment(self._plan, self._states, rows_per_message=1, messages_ahead=0)):
-            self._skips.note(message)
+        assignment = Assignment(self._plan, self._states, self._local_batch_size, messages_ahead=0)
+        for message in messages(assignment):
+            self._record.note(message)
             if message.error:
                 raise DataError(message.error)
             yield from message.rows
@@ -169,22 +172,31 @@ class Loader(BaseDataLoader):
             if all(row.is_blank for row in batch):
                 blanks.append(batch)
                 continue
-            for held in (*blanks, batch):
-                self._states.update((row.lane, row.state) for row in held)
-                yield self._collate(held)
+            yield from map(self._handed_out, (*blanks, batch))
             blanks, useful = [], True
         if self.skipped and not useful:
-            raise DataError(f"no usable documents in the sources: {self._skips}")
+            raise DataError(f"no usable documents in the sources: {self._record}")
+        # In training, other ranks may have documents left, and this one takes part in their steps.
+        while self._plan.is_endless:
+            yield from map(self._handed_out, blanks)
+            blanks = [list(islice(rows, self._local_batch_size))]
         self._stop_workers()
 
-    def _collate(self, rows: list[Row]) -> Batch:
-        planes = torch.from_numpy(np.stack([row.values for row in rows], axis=1).astype(np.int64))
-        if self._pin_memory:
-            planes = planes.pin_memory()
-        inputs = {"input_ids": planes[0]}
-        if len(planes) > 2:
-            inputs["position_ids"] = planes[2]
-        return inputs, planes[1]
+    def _handed_out(self, rows: list[Row]) -> Batch:
+        self._states.update((row.lane, row.state) for row in rows)
+        self.is_blank = all(row.is_blank for row in rows)
+        return self._collated(rows)
+
+    def _collated(self, rows: list[Row]) -> Batch:
+        planes, length = rows[0].values.shape
+        batch = torch.empty(planes, len(rows), length, dtype=torch.long, pin_memory=self._pin_memory)
+        filled = batch.numpy()
+        for number, row in enumerate(rows):
+            filled[:, number] = row.values
+        inputs = {"input_ids": batch[0]}
+        if planes > 2:
+            inputs["position_ids"] = batch[2]
+        return inputs, batch[1]
 
     def _stop_workers(self) -> None:
         if self._close_pool is not None:
@@ -192,9 +204,19 @@ class Loader(BaseDataLoader):
             self._close_pool = None
 
 
+_CHANGES = {
+    "documents": "the numbers of documents changed, so some may be seen twice or never",
+    "blocks": "the documents read together changed, so some may be seen twice or never",
+    "shape": "the length of rows changed, so some documents may be seen twice or never",
+    "weights": "the weights changed",
+    "epochs": "the most passes over the sources changed",
+}
+"""What may change on the way, by its key in ``RowPlan.layout``, and is told."""
+
+
 def build_loader(
     *,
-    sources: Sequence[SourceConfig],
+    sources: Sequence[Source],
     data: DataConfig,
     encoder: Encoder,
     seq_len: int,
@@ -212,7 +234,7 @@ def build_loader(
 
     Args:
         sources: Where the documents come from, with weights that become shares of tokens.
-        data: Shuffling, lanes and what happens to bad rows.
+        data: How sources are mixed and packed, shuffling, lanes, and what happens to bad rows.
         encoder: The task's way from records to token ids.
         seq_len: Tokens per row.
         context_len: Longest piece of a document with ``varlen``; 0 means ``seq_len``.
@@ -223,48 +245,29 @@ def build_loader(
         dp_world_size: Number of data-parallel ranks.
         seed: Decides the order, together with the config.
         dataloader: Worker processes, how far they read ahead, and pinned memory.
-        repeat: Whether sources start over forever, or every document is given once (in one lane per row).
+        repeat: Whether this is training, in which sources start over forever or as often as their ``epochs`` say, or
+            every document is given once (in one lane per row, without stages).
 
     Raises:
         DataError: If a source cannot be opened, or the sizes do not fit together.
     """
-    _check(sources, global_batch_size, local_batch_size * dp_world_size)
-    lanes_per_row = data.lanes_per_row if repeat else 1
-    plan = RowPlan(
-        sources=[open_source(source, getattr(encoder, "columns", None), data.max_document_bytes) for source in sources],
-        weights=[float(source.weight) for source in sources],
+    if global_batch_size % (local_batch_size * dp_world_size):
+        raise DataError(
+            f"global_batch_size {global_batch_size} is not a multiple of {local_batch_size * dp_world_size}, the local "
+            "batch times the data-parallel ranks: change one of them"
+        )
+    plan = make_plan(
+        sources=sources,
+        data=data,
         encoder=encoder,
         seq_len=seq_len,
-        context_len=context_len or seq_len,
+        context_len=context_len,
         varlen=varlen,
-        lanes=global_batch_size * lanes_per_row,
+        global_batch_size=global_batch_size,
         seed=seed,
-        shuffle=data.shuffle,
         repeat=repeat,
-        on_bad_row=data.on_bad_row,
-        max_document_bytes=data.max_document_bytes,
     )
-    for source in plan.sources:
-        if repeat and len(source) < plan.lanes:
-            logger.warning("%s: %d documents for %d lanes, so rows repeat others", source.name, len(source), plan.lanes)
     share = global_batch_size // dp_world_size
     rows = range(dp_rank * share, (dp_rank + 1) * share)
-    lanes = [turn * global_batch_size + row for turn in range(lanes_per_row) for row in rows]
+    lanes = [turn * global_batch_size + row for turn in range(plan.lanes // global_batch_size) for row in rows]
     return Loader(plan, lanes, local_batch_size, dataloader)
-
-
-def _check(sources: Sequence[SourceConfig], global_batch_size: int, rows_at_once: int) -> None:
-    weights = [source.weight for source in sources]
-    if not sources:
-        raise DataError("there is no data source: add a [[data.sources]] table with a path")
-    if min(weights) < 0 or not any(weights):
-        raise DataError(f"data source weights {weights}: make them positive")
-    if global_batch_size % rows_at_once:
-        raise DataError(
-            f"global_batch_size {global_batch_size} is not a multiple of {rows_at_once}, the local batch times the "
-            "data-parallel ranks: change one of them"
-        )
-
-
-def _key(lane: int) -> str:
-    return f"lane_{lane:06d}"

@@ -37,6 +37,8 @@ class Message(NamedTuple):
     counts: dict[str, int]
     """Bad rows since the last message, by reason."""
     examples: dict[str, str]
+    tally: dict[str, int]
+    """What packing has counted since the last message."""
     error: str
     """Why no more rows will come, or an empty string."""
 
@@ -49,9 +51,10 @@ def messages(assignment: Assignment) -> Iterator[Message]:
         try:
             batch = list(islice(rows, assignment.rows_per_message))
         except DataError as error:
-            yield Message([], *maker.policy.drain(), error=str(error))
+            yield Message([], *maker.policy.drain(), {}, error=str(error))
             return
-        yield Message(batch, *maker.policy.drain(), error="")
+        yield Message(batch, *maker.policy.drain(), dict(maker.tally), error="")
+        maker.tally.clear()
 
 
 def main(descriptor: int) -> None:
@@ -63,7 +66,7 @@ def main(descriptor: int) -> None:
         assignment: Assignment = connection.recv()
     except (ImportError, AttributeError) as error:
         remedy = "define it in an importable module (not in __main__), or set training.dataloader.num_workers = 0"
-        connection.send(Message([], {}, {}, error=f"the encoder cannot be loaded in a worker ({error}): {remedy}"))
+        connection.send(Message([], {}, {}, {}, error=f"the encoder cannot be loaded in a worker ({error}): {remedy}"))
         return
     outbox: queue.Queue[Message | None] = queue.Queue(assignment.messages_ahead)
     sender = threading.Thread(target=_send, args=(connection, outbox), daemon=True)

@@ -25,6 +25,8 @@ class Task:
     """The head of the model family that this task trains."""
     objectives: ClassVar[tuple[str, ...]] = ("autoregressive",)
     """The objectives of families (``ModelPlugin.objective``) that this task trains."""
+    layouts: ClassVar[tuple[str, ...]] = ()
+    """The layouts of records (``data.sources.N.layout``) that its encoder can be told of."""
     step: int = 0
     """The training step under way, for what changes over training."""
 

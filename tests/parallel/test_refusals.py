@@ -16,7 +16,7 @@ from flame.parallel.split import Inlet, Placeholder
 from flame.plugin import load_plugin
 from flame.tasks.base import Task
 from flame.tasks.causal_lm import CausalLM, CausalLMOptions
-from flame.tokenizer import load_tokenizer
+from flame.tokenizer.load import load_tokenizer
 from flame.train import prepare
 from tests.parallel.parity import SCHEDULE, layout_keys
 from tests.runs import FAMILIES, LLAMA, Materials, Pool, Run, write_job

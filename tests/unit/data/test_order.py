@@ -1,11 +1,9 @@
-"""The document order is a permutation per epoch, and the choice of sources follows the weights."""
-
-from collections import Counter
+"""The document order is a permutation per epoch, of documents or of blocks of them."""
 
 import numpy as np
 import pytest
 
-from flame.data.order import DocumentOrder, choose_source
+from flame.data.order import HOLE, DocumentOrder
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 17, 1000, 4097])
@@ -21,12 +19,6 @@ def test_every_epoch_is_a_permutation_of_its_own(size):
         assert (np.diff(epochs[0]) == 1).sum() < 10
 
 
-def test_documents_can_be_asked_for_in_any_order():
-    order = DocumentOrder(100, seed=3)
-    positions = np.random.default_rng(0).permutation(250)
-    assert np.array_equal(order.documents(positions), order.documents(np.arange(250))[positions])
-
-
 def test_seeds_and_sources_have_orders_of_their_own():
     orders = [DocumentOrder(1000, seed, source) for seed, source in ((0, 0), (1, 0), (0, 1))]
     first = [tuple(order.documents(np.arange(1000))) for order in orders]
@@ -39,10 +31,30 @@ def test_sizes_beyond_four_billion_work():
     assert 0.4e13 < documents.mean() < 0.6e13
 
 
-@pytest.mark.parametrize("weights", [[1.0], [0.7, 0.3], [8.0, 1.0, 1.0], [0.0, 2.0, 1.0, 0.0]])
-def test_shares_of_rows_follow_the_weights_over_time_and_within_a_step(weights):
-    shares = np.array(weights) / sum(weights)
-    in_time = Counter(choose_source(weights, 5, 3, row) for row in range(1000))
-    in_step = Counter(choose_source(weights, 5, lane, 9) for lane in range(1000))
-    for counts in (in_time, in_step):
-        assert np.abs(np.array([counts[i] / 1000 for i in range(len(weights))]) - shares).max() < 0.01
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("size", "block"), [(1, 4), (17, 4), (64, 16), (1000, 64), (1000, 1000)])
+def test_epochs_of_blocks_hold_every_document_once_and_blocks_stay_together(size, block, shuffle):
+    order = DocumentOrder(size, seed=3, shuffle=shuffle, block=block)
+    epochs = order.documents(np.arange(2 * order.epoch)).reshape(2, -1, block)
+    for epoch in epochs:
+        assert sorted(epoch[epoch != HOLE]) == list(range(size))
+        for turn in epoch:
+            assert len(set(turn[turn != HOLE] // block)) == 1
+    if shuffle and size == 1000 and block == 64:
+        assert not np.array_equal(epochs[0], epochs[1])
+        assert len({tuple(turn % block) for turn in epochs[0] if HOLE not in turn}) == 15, "a shuffle for every block"
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_lanes_share_the_sequence_out_in_whole_blocks(block):
+    order = DocumentOrder(100, seed=3, block=block)
+    positions = [order.positions(lane, 3, np.arange(8)) for lane in range(3)]
+    assert sorted(np.concatenate(positions)) == list(range(24))
+    assert [set(own[:block] // block) for own in positions] == [{0}, {1}, {2}]
+
+
+@pytest.mark.parametrize("block", [1, 8])
+def test_documents_of_blocks_can_be_asked_for_in_any_order(block):
+    order = DocumentOrder(100, seed=3, block=block)
+    positions = np.random.default_rng(0).permutation(250)
+    assert np.array_equal(order.documents(positions), order.documents(np.arange(250))[positions])

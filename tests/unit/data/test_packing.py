@@ -4,49 +4,11 @@ import random
 
 import numpy as np
 import pytest
+from data_stand_ins import make_stream
 
-from flame.data.order import DocumentOrder
 from flame.data.packing import IGNORE, pack_continuous, pack_documents
-from flame.data.sources.records import BadRowPolicy
-from flame.data.streams import Feeder, TokenStream
 
 LENGTH = 13
-
-
-class ListSource:
-    """Documents given as lists of token ids."""
-
-    name = "list"
-
-    def __init__(self, documents):
-        self.documents = documents
-
-    def __len__(self):
-        return len(self.documents)
-
-    def read(self, indices) -> list:
-        return [{"ids": self.documents[i]} for i in indices]
-
-
-class ListEncoder:
-    def encode(self, records):
-        return [np.array(record["ids"], np.int32) for record in records]
-
-
-def make_stream(documents, finished=0, used=0):
-    source = ListSource(documents)
-    feeder = Feeder(
-        source=source,
-        order=DocumentOrder(len(source), seed=0, shuffle=False),
-        encoder=ListEncoder(),
-        policy=BadRowPolicy("error"),
-        lanes=1,
-        repeat=False,
-        max_document_bytes=100,
-    )
-    stream = TokenStream(0, finished, used)
-    feeder.streams.append(stream)
-    return feeder, stream
 
 
 def random_documents(seed):
@@ -108,13 +70,39 @@ def test_rows_of_isolated_documents_equal_the_naive_ones(seed, context_len):
     assert [row.tolist() for row in rows] == naive_documents(documents, context_len)
 
 
+def masked(documents, seed):
+    """The documents with about every third token written as never to be predicted."""
+    rng = random.Random(seed)
+    return [[~token if rng.random() < 0.3 else token for token in document] for document in documents]
+
+
+@pytest.mark.parametrize("pack", [lambda s: pack_continuous(s, LENGTH), lambda s: pack_documents(s, LENGTH, 5)])
+@pytest.mark.parametrize("seed", range(5))
+def test_tokens_that_are_never_predicted_are_inputs_only(seed, pack):
+    documents = random_documents(seed)
+    plain, hidden = (packed_rows(d, pack) for d in (documents, masked(documents, seed)))
+    flags = packed_rows([[int(t < 0) for t in document] for document in masked(documents, seed)], pack)
+    for row, wanted, flag in zip(hidden, plain, flags, strict=True):
+        assert np.array_equal(row[0], wanted[0]) and np.array_equal(row[2:], wanted[2:])
+        assert np.array_equal(row[1], np.where(flag[1] == 1, IGNORE, wanted[1]))
+
+
 def test_a_stream_goes_on_from_documents_finished_and_tokens_used():
     documents = random_documents(3)
-    feeder, stream = make_stream(documents)
-    feeder.fill(stream, 10_000)
-    while not stream.used:
-        stream.take(7)
-    resumed_feeder, resumed = make_stream(documents, stream.finished, stream.used)
-    resumed_feeder.fill(resumed, 10_000)
-    rest, resumed_rest = (np.concatenate([part.tokens for part in s.take(10_000)]) for s in (stream, resumed))
-    assert rest.tolist() == resumed_rest.tolist()
+    for taken in range(0, sum(map(len, documents)), 3):
+        feeder, stream = make_stream(documents)
+        feeder.fill(stream, taken + 1)
+        stream.advance(taken)
+        resumed_feeder, resumed = make_stream(documents, *stream.place)
+        assert resumed.place == stream.place
+        for other, other_feeder in ((stream, feeder), (resumed, resumed_feeder)):
+            other_feeder.fill(other, 10_000)
+        assert resumed.window(10_000).tolist() == stream.window(10_000).tolist()
+        assert resumed.place == stream.place
+
+
+def test_a_document_that_has_become_shorter_gives_nothing_more():
+    documents = [[1, 2, 3], [4, 5], [6]]
+    feeder, stream = make_stream(documents, finished=0, used=7)
+    feeder.fill(stream, 10)
+    assert stream.window(10).tolist() == [4, 5, 6]

@@ -19,7 +19,7 @@ from flame.models.trial import stir
 from flame.plugin import load_plugin
 from flame.tasks.base import seeded
 from flame.tasks.masked_diffusion import TASK, MaskedDiffusion, MaskedDiffusionOptions, fit_mask_token
-from flame.tokenizer import token_bytes
+from flame.tokenizer.byte_lengths import token_bytes
 from tests.runs import LLAMA, Materials, materials, pool, write_job
 
 __all__ = ["materials", "pool"]

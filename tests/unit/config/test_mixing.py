@@ -1,0 +1,51 @@
+"""What contradicts itself in how sources are mixed and packed, or would have no effect, is refused in one line."""
+
+import pytest
+
+from flame.config import Data, Source, Stage
+from flame.config.mixing import check_mixing
+from flame.errors import ConfigError
+
+
+def section(*weights, epochs=(0.0, 0.0), **keys):
+    sources = [Source("a", weight=weights[0], epochs=epochs[0]), Source("b", weight=weights[1], epochs=epochs[1])]
+    return Data(sources=sources, **keys)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        section(0.7, 0.3, stages=[Stage(1, [1, 0]), Stage(5, [0.0, 1.0])]),
+        section(0.7, 0.3, epochs=(2, 0), packing="best_fit", too_long="skip"),
+        section(1, 1, epochs=(2, 2), mix="documents"),
+        section(1, 1, epochs=(2, 0), mix="sequence", packing="rows"),
+    ],
+)
+def test_what_goes_together_is_accepted(data):
+    check_mixing(data, [])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (section(0, 0), "all weights are 0"),
+        (section(1, 1, stages=[Stage(0, [1, 1])]), "stages.0.start = 0 must be at least 1"),
+        (section(1, 1, stages=[Stage(9, [1, 1]), Stage(9, [1, 2])]), "stages.1.start = 9 must be after"),
+        (section(1, 1, stages=[Stage(9, [1, 1, 1])]), "has 3 weights for 2 sources"),
+        (section(1, 1, stages=[Stage(9, [1, -1])]), "must not be negative"),
+        (section(1, 1, stages=[Stage(9, [0, 0])]), "not all 0"),
+        (section(1, 1, stages=[Stage(9, [1, 1])], mix="documents"), "data.mix = 'documents' does not use"),
+        (section(1, 2, mix="documents"), "list a source several times"),
+        (section(1, 2, mix="sequence"), "set the epochs of sources"),
+        (section(1, 1, epochs=(2, 0), mix="documents"), "one collection"),
+        (section(1, 1, too_long="skip"), "has no effect with data.packing = 'stream'"),
+    ],
+)
+def test_what_does_not_is_refused(data, message):
+    with pytest.raises(ConfigError, match=message):
+        check_mixing(data, [])
+
+
+def test_epochs_of_validation_sources_are_refused():
+    with pytest.raises(ConfigError, match=r"validation.sources.0.epochs = 2 has no effect"):
+        check_mixing(section(1, 1), [Source("c", epochs=2)])
