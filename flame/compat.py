@@ -26,8 +26,8 @@ from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from flame.pieces import boxes, is_strided
 
-# At its import, which transformers causes wherever it is installed, torchao 0.18 complains of every GPU kernel that this
-# machine lacks, and torch of how torchao registers its enums.
+# At its import, which transformers causes wherever it is installed, torchao 0.18 complains of every GPU kernel that
+# this machine lacks, and torch of how torchao registers its enums.
 for _noisy in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 

@@ -39,7 +39,8 @@ def test_a_builtin_tokenizer_is_a_folder_that_transformers_loads(tokenizer, tmp_
 
 def test_two_processes_that_ask_at_once_get_the_same_tokenizer(tmp_path):
     code = (
-        "import sys; from flame.tokenizer.load import load_tokenizer; print(load_tokenizer(sys.argv[1])('def f').input_ids)"
+        "import sys; from flame.tokenizer.load import load_tokenizer; "
+        "print(load_tokenizer(sys.argv[1])('def f').input_ids)"
     )
     environment = {**os.environ, "FLAME_CACHE": str(tmp_path)}
     command = [sys.executable, "-c", code, NAME]
