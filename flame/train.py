@@ -94,8 +94,8 @@ def _leave(code: int) -> NoReturn:
 if __name__ == "__main__":
     try:
         code = run(main, sys.argv[1:])
-    except Exception:
-        sys.excepthook(*sys.exc_info())
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         code = 1
     if code:
         _leave(code)

@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Encoding
-from torch.distributed.checkpoint import save
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flame.config import Data, Source, Training
@@ -124,7 +124,8 @@ def measure_text(options: argparse.Namespace) -> None:
         bare.append(bare_speed(backend.encode_batch, texts))
         fast.append(bare_speed(backend.encode_batch_fast, texts))
         for packing, workers in kinds:
-            loader = make_loader(encoder, source, Data(on_bad_row="error", packing=packing), workers=workers)
+            section = Data(on_bad_row="error", packing=packing)  # pyright: ignore[reportArgumentType]
+            loader = make_loader(encoder, source, section, workers=workers)
             path[packing, workers].append(speed(loader, options.batches))
     reference, stricter = statistics.median(bare), statistics.median(fast)
     print(f"{os.cpu_count()} cores; encode_batch {reference:,.0f} tokens/s, encode_batch_fast {stricter:,.0f}")
@@ -178,9 +179,9 @@ def measure_bin(options: argparse.Namespace) -> None:
         plain, wide = copy_speed(file, np.uint16), copy_speed(file, np.int64)
         print(f"copy of the memory map: {plain / 1e6:,.0f}M tokens/s as it is, {wide / 1e6:,.0f}M to int64")
         for packing, seq_len in (("stream", 2048), ("stream", 8192), ("best_fit", 2048)):
-            found = []
+            found, section = [], Data(packing=packing)  # pyright: ignore[reportArgumentType]
             for _ in range(options.runs):
-                loader = make_loader(encoder, Source(folder, format="bin"), Data(packing=packing), seq_len, 32)
+                loader = make_loader(encoder, Source(folder, format="bin"), section, seq_len, 32)
                 found.append(speed(loader, (1 << 24) // (32 * seq_len), time.process_time))
             median = statistics.median(found)
             goal = " (goal 50M)" if packing == "stream" else ""
@@ -222,12 +223,15 @@ def measure_packing(options: argparse.Namespace) -> None:
             for packing in ("stream", "best_fit", "rows"):
                 loader = make_loader(encoder, Source(folder, format="bin"), Data(packing=packing), seq_len)
                 cut, tokens, seen, rows = 0, 0, set(), (1 << 22) // seq_len
-                for row in islice(loader.traced_rows(), rows):
+                maker = loader.traced_rows()
+                for row in islice(maker, rows):
+                    assert row.spans
                     tokens += row.spans[-1].stop
                     for span in row.spans:
                         cut += span.document in seen
                         seen.add(span.document)
-                print(f"  {packing:<10} {1 - tokens / (rows * seq_len):7.2%} {cut / len(seen):7.2%} {0:7.2%}")
+                lost = maker.tally["tokens left out"] / tokens
+                print(f"  {packing:<10} {1 - tokens / (rows * seq_len):7.2%} {cut / len(seen):7.2%} {lost:7.2%}")
             cropped, lost = crop_rows(web_lengths(), seq_len, (1 << 22) // seq_len)
             long = np.mean(np.fromiter(islice(web_lengths(), 10_000), int) > seq_len)
             print(f"  {'crop':<10} {0:7.2%} {cropped:7.2%} {lost:7.2%}   (documents longer than a row: {long:.2%})")

@@ -2,7 +2,6 @@
 
 import random
 from collections import Counter
-from itertools import takewhile
 
 import numpy as np
 import pytest
@@ -40,8 +39,10 @@ def make_packer(
 
 
 def rows_of(packer, most=10_000):
-    rows = (packer.next_row() for _ in range(most))
-    return list(takewhile(lambda row: row is not None, rows))
+    rows = []
+    while len(rows) < most and (row := packer.next_row()) is not None:
+        rows.append(row)
+    return rows
 
 
 def longest_part(document, longest, too_long):
