@@ -14,7 +14,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from flame import compat
 from flame.config import JobConfig, to_toml
 from flame.data.job import train_loader, validation_loader
-from flame.data.sources.open import identity_of, open_source
+from flame.data.plan import open_sources
 from flame.errors import ConfigError, closest
 from flame.metrics import Metrics
 from flame.models.build import ModelArgs, build_model, model_class
@@ -116,8 +116,7 @@ def check_sources(job: Job) -> None:
                     f"{section}.sources.{index}.layout = '{source.layout}': task '{config.task.name}' takes {known}."
                     + closest(source.layout, job.task.layouts)
                 )
-            columns = getattr(encoder, "columns", None)
-            open_source(source, columns, config.data.max_document_bytes, identity_of(encoder))
+        open_sources(listed, config.data, encoder)
 
 
 def attention(config: JobConfig, objective: str) -> str | None:

@@ -11,7 +11,7 @@ _SUFFIXES = (".toml", ".json")
 
 
 def locate(path: str | Path) -> Path:
-    """Finds a file: as given, else among the shipped configs, with or without ``configs/``, ``jobs/`` and suffix.
+    """Finds a file: as given, else among the shipped configs, with or without their folder and suffix.
 
     Args:
         path: A path such as ``configs/jobs/quickstart.toml``, or a bare name such as ``quickstart`` or ``llama_10M``.
@@ -54,6 +54,6 @@ def _candidates(relative: Path) -> list[Path]:
     for root in (_PACKAGE_PARENT, _INSTALLED):
         # Not every file beside the package is shipped with it: in site-packages there are many others.
         folders += [root] if relative.parts[:1] in (("configs",), ("flame",)) else []
-        folders += [root / "configs", root / "configs" / "jobs"]
+        folders += [root / "configs" / room for room in ("", "jobs", "data")]
     names = [relative, *(relative.with_name(relative.name + suffix) for suffix in _SUFFIXES if relative.name)]
     return [folder / name for folder in folders for name in names]
