@@ -4,7 +4,6 @@ Import this module before the first import of torchtitan: torchtitan binds its d
 Checked against torchtitan 0.2.2 and torch 2.11 to 2.13.
 """
 
-import logging
 import os
 import platform
 import resource
@@ -25,11 +24,6 @@ from torch.distributed.tensor import DTensor, _redistribute
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from flame.pieces import boxes, is_strided
-
-# At its import, which transformers causes wherever it is installed, torchao 0.18 complains of every GPU kernel that
-# this machine lacks, and torch of how torchao registers its enums.
-for _noisy in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 
 def _resident_bytes() -> int:

@@ -77,6 +77,7 @@ class Metrics(MetricsProcessor):
     def resume(self, step: int) -> None:
         """Forgets what a longer, lost run wrote after ``step``."""
         self.history.truncate(step)
+        self._started = None
 
     def _restart_clock(self) -> None:
         self.ntokens_since_last_log = 0

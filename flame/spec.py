@@ -74,9 +74,22 @@ def load_job(config: JobConfig) -> Job:
 def check_job(job: Job) -> None:
     """Tries the task on a scaled-down model; a family it cannot train right, or not in this layout, is refused here."""
     _check_family(job)
+    _check_layouts(job)
     job.task.check(job.model_class, job.model_config, job.plugin.documents)
     check_layout(job.model_class, job.model_config, job.config, job.task)
     check_float8(job.model_class, job.model_config, job.config)
+
+
+def _check_layouts(job: Job) -> None:
+    """Refuses layouts of records that the task's encoder knows nothing of."""
+    config, known = job.config, job.task.layouts
+    for section, sources in (("data", config.data.sources), ("validation", config.validation.sources)):
+        for index, source in enumerate(sources):
+            if source.layout and source.layout not in known:
+                raise ConfigError(
+                    f"{section}.sources.{index}.layout = '{source.layout}': task '{config.task.name}' takes "
+                    f"{', '.join(known) or 'none'}.{closest(source.layout, known)}"
+                )
 
 
 def _check_family(job: Job) -> None:
@@ -107,16 +120,9 @@ def _check_family(job: Job) -> None:
 def check_sources(job: Job) -> None:
     """Opens every data source once, so that what is missing or unreadable shows before any rank starts."""
     config, encoder = job.config, job.task.encoder()
-    sources = {"data": config.data.sources, "validation": config.validation.sources if config.validation.enable else []}
-    for section, listed in sources.items():
-        for index, source in enumerate(listed):
-            if source.layout and source.layout not in job.task.layouts:
-                known = ", ".join(job.task.layouts) or "empty"
-                raise ConfigError(
-                    f"{section}.sources.{index}.layout = '{source.layout}': task '{config.task.name}' takes {known}."
-                    + closest(source.layout, job.task.layouts)
-                )
-        open_sources(listed, config.data, encoder)
+    open_sources(config.data.sources, config.data, encoder)
+    if config.validation.enable:
+        open_sources(config.validation.sources, config.data, encoder)
 
 
 def attention(config: JobConfig, objective: str) -> str | None:

@@ -51,6 +51,7 @@ class Trainer(TitanTrainer):
         register(job)
         self.job = job
         self.guard = Guard(job.config.guard)
+        self.data_ended = False
         self._first_step: int | None = None
         self._blank_batches = 0
         super().__init__(job.config)
@@ -133,6 +134,8 @@ class Trainer(TitanTrainer):
         )
         self.step = step
         self.metrics_processor.resume(step)
+        if self.job_config.validation.enable:
+            self.validator.validated = step  # type: ignore[attr-defined]
 
     def _rescale_rates(self) -> None:
         for schedule in self.lr_schedulers.schedulers:
@@ -182,7 +185,10 @@ class Trainer(TitanTrainer):
             self.step,
             self.job_config.training.steps,
         )
+        self.data_ended = True
         self.checkpointer.save(self.step, last_step=True)
+        if self.job_config.validation.enable and not self.validator.should_validate(self.step):
+            self.validator.validate(self.model_parts, self.step)
         raise DataloaderExhaustedError
 
     def _accumulate(self, batches: list[Batch], valid: float) -> torch.Tensor:
@@ -282,5 +288,5 @@ def train(job: Job) -> Path | None:
         raise
     compat.end_process_groups()
     if first:
-        trainer.exports.finish(trainer.step)
+        trainer.exports.finish(trainer.step, is_over=trainer.data_ended or trainer.step == job.config.training.steps)
     return trainer.exports.last

@@ -41,11 +41,14 @@ class Validator(BaseValidator):
         self.parallel_dims = parallel_dims
         self.metrics = metrics
         self.passes = passes
+        self.validated = -1
+        """The step validated last, which is not validated again."""
         self._batches: list[Batch] | None = None
 
     def should_validate(self, step: int) -> bool:
         """Every ``validation.freq`` steps and after the last one."""
-        return step % self.job_config.validation.freq == 0 or step == self.job_config.training.steps
+        due = step % self.job_config.validation.freq == 0 or step == self.job_config.training.steps
+        return due and step != self.validated
 
     @torch.no_grad()
     def validate(self, model_parts: list[nn.Module], step: int) -> dict[str, float]:
@@ -58,6 +61,7 @@ class Validator(BaseValidator):
             figures |= {f"{key}_{name}".rstrip("_"): value for key, value in self._figures(extra).items()}
         for part in model_parts:
             part.train()
+        self.validated = step
         others = {name: value for name, value in figures.items() if name != "loss"}
         self.metrics.log_validation(figures["loss"], step, others)
         for alarm in self.task.examine({f"val_{name}": value for name, value in figures.items()}):

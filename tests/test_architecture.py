@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"errors", "compat", "hardware", "pieces", "config", "losses", "convert", "ops"},
+    {"errors", "files", "compat", "hardware", "pieces", "config", "losses", "convert", "ops"},
     {"plugin", "tokenizer"},
     {"models", "data", "optim"},
     {"tasks", "parallel"},

@@ -34,10 +34,10 @@ class AutoExport:
         if self.config.export.enable and interval and step % interval == 0 and step != self.config.training.steps:
             self._export(step, checkpoint)
 
-    def finish(self, step: int) -> None:
-        """Called once training has ended at ``step``: exports it if it was the run's last and is not exported yet."""
+    def finish(self, step: int, is_over: bool) -> None:
+        """Called once training has ended at ``step``: exports it if the run is over and it is not exported yet."""
         out = step_folder(self.run.hf, step)
-        finished = self.config.export.enable and step == self.config.training.steps
+        finished = self.config.export.enable and is_over
         if finished and step in find_steps(self.run.checkpoint) and not out.is_dir():
             self._export(step, step_folder(self.run.checkpoint, step))
         elif finished and out.is_dir():

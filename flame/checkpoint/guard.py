@@ -97,6 +97,7 @@ class Guard:
             "rollbacks": self.rollbacks,
             "in_a_row": self._in_a_row,
             "last_accepted": self._last_accepted,
+            "went_back_to": self._went_back_to,
             "window": list(self._window),
         }
 
@@ -104,6 +105,7 @@ class Guard:
         """Restores what ``state_dict`` gave."""
         self.skipped, self.rollbacks = state["skipped"], state["rollbacks"]
         self._in_a_row, self._last_accepted = state["in_a_row"], state["last_accepted"]
+        self._went_back_to = state["went_back_to"]
         self._window.clear()
         self._window.extend((loss, norm) for loss, norm in state["window"])
 

@@ -6,12 +6,13 @@ from flame.config.corpora import Data, Source
 from flame.errors import ConfigError
 
 
-def check_mixing(data: Data, validation: Sequence[Source]) -> None:
+def check_mixing(data: Data, validation: Sequence[Source], steps: int = 0) -> None:
     """Checks ``data.stages``, ``data.mix``, ``data.packing``, ``data.too_long``, and weights and epochs of sources.
 
     Args:
         data: The section; it has at least one source.
         validation: The sources of ``[validation]``.
+        steps: Steps of the run, if they are known already; otherwise not positive.
 
     Raises:
         ConfigError: They do not go together; the message names the keys, their values and the remedy.
@@ -19,7 +20,8 @@ def check_mixing(data: Data, validation: Sequence[Source]) -> None:
     weights = [source.weight for source in data.sources]
     if not any(weights):
         raise ConfigError(f"data.sources: all weights are 0 ({weights}); make at least one positive.")
-    _check_stages(data)
+    _check_stages(data, steps)
+    _check_never_read(data, weights)
     if data.mix != "tokens":
         _check_unweighted(data, weights)
     if data.packing == "stream" and data.too_long != "split":
@@ -35,7 +37,7 @@ def check_mixing(data: Data, validation: Sequence[Source]) -> None:
             )
 
 
-def _check_stages(data: Data) -> None:
+def _check_stages(data: Data, steps: int) -> None:
     before = 0
     for index, stage in enumerate(data.stages):
         name = f"data.stages.{index}"
@@ -47,6 +49,11 @@ def _check_stages(data: Data) -> None:
                 else f"{name}.start = {stage.start} must be at least 1, the first step."
             )
         before = stage.start
+        if stage.start > steps > 0:
+            raise ConfigError(
+                f"{name}.start = {stage.start} is after the last step, training.steps = {steps}; remove the stage, or "
+                "make it start earlier."
+            )
         if len(stage.weights) != len(data.sources):
             raise ConfigError(
                 f"{name}.weights = {stage.weights} has {len(stage.weights)} weights for {len(data.sources)} sources; "
@@ -54,6 +61,15 @@ def _check_stages(data: Data) -> None:
             )
         if min(stage.weights) < 0 or not any(stage.weights):
             raise ConfigError(f"{name}.weights = {stage.weights} must not be negative, and not all 0.")
+
+
+def _check_never_read(data: Data, weights: list[float]) -> None:
+    for index, weight in enumerate(weights):
+        if not weight and not any(stage.weights[index] for stage in data.stages):
+            raise ConfigError(
+                f"data.sources.{index}.weight = 0, and no stage gives it any: '{data.sources[index].path}' is never "
+                "read; remove the source, or give it a weight."
+            )
 
 
 def _check_unweighted(data: Data, weights: list[float]) -> None:

@@ -37,7 +37,8 @@ class Encoder(Protocol):
     where it would be the label, and no second array has to follow the ids around.
 
     An encoder may also have ``columns``, a tuple of the record keys that it reads: then no others are loaded, and
-    ``"text"`` stands for the text column of every source, which is checked when the source is opened.
+    ``"text"`` stands for the text column of every source, which is checked when the source is opened, and texts over
+    ``data.max_document_bytes`` come in pieces. Without ``columns``, records come whole and unchecked.
     """
 
     fingerprint: str

@@ -59,17 +59,20 @@ class Feeder:
         self.streams: list[TokenStream] = []
         self._order = order
         self._encoder = encoder
+        # What else encoders read, they cut themselves: a text may stand beside what is encoded.
+        self._reads_text = TEXT in (getattr(encoder, "columns", None) or ())
         self._policy = policy
         self._lanes = lanes
         self._max_document_bytes = max_document_bytes
-        self._limit = None if epochs is None else round(epochs * order.epoch)  # positions
+        # Positions; some of a block may be holes, so that less than one block may be no document at all.
+        self._limit = None if epochs is None else max(round(epochs * order.epoch), order.block)
         self._ahead = max(16, min(_AHEAD, 2 * len(source) // lanes), 2 * order.block)
         # Pessimistic until documents were seen: the first reads are small, whatever the documents turn out to be.
         self._mean_size = float(_ENCODE_BYTES)
         self._documents_seen = 0
         self._fruitless = 0
-        # Seeing this many documents in a row without one token means that there is none to be had.
-        self._patience = min(10_000, 4 * len(source) + 100)
+        # Seeing this many documents in a row of which none can be used means that there is none to be had.
+        self.patience = min(10_000, 4 * len(source) + 100)
 
     def fill(self, stream: TokenStream, count: int) -> None:
         """Makes ``count`` tokens available in ``stream``, unless it ends before; other streams profit.
@@ -85,6 +88,16 @@ class Feeder:
                 self._load_batch([stream, *hungry], count)
             else:
                 self._encode_batch([stream, *hungry], count)
+
+    def has_ended(self, stream: TokenStream) -> bool:
+        """Whether not a token is left for a stream."""
+        self.fill(stream, 1)
+        return stream.available <= 0
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether the source starts over for ever."""
+        return self._limit is None
 
     def documents(self, stream: TokenStream, ordinals: Sequence[int]) -> list[int]:
         """The numbers of the documents with these ordinals in a stream."""
@@ -178,7 +191,7 @@ class Feeder:
             self._policy.skip(BadRow(result.reason, result.where or self.source.where(piece.document), result.detail))
             result = []
         parts = result if isinstance(result, list) else [result]
-        if piece.record is not None and not isinstance(piece.record.get(TEXT), str):
+        if piece.record is not None and self._text_of(piece.record) is None:
             self._learn(1, sum(map(len, parts)) * _BYTES_PER_TOKEN)
         return parts or [np.empty(0, np.int32)]
 
@@ -199,8 +212,8 @@ class Feeder:
         if isinstance(record, BadRow):
             self._policy.skip(record)
             return [Piece(None, 0, ordinal, document, True)]
-        text = record.get(TEXT)
-        if not isinstance(text, str):
+        text = self._text_of(record)
+        if text is None:
             return [Piece(record, int(self._mean_size), ordinal, document, True)]
         self._learn(1, len(text))
         texts = list(cut_text(text, self._max_document_bytes))
@@ -213,6 +226,11 @@ class Feeder:
         last = len(texts) - 1
         return [Piece({**record, TEXT: text}, len(text), ordinal, document, i == last) for i, text in enumerate(texts)]
 
+    def _text_of(self, record: dict[str, Any]) -> str | None:
+        """The text that the encoder reads, if it reads one."""
+        text = record.get(TEXT) if self._reads_text else None
+        return text if isinstance(text, str) else None
+
     # Both
 
     def _next_documents(self, stream: TokenStream, count: int, whole: bool = True) -> np.ndarray:
@@ -221,12 +239,13 @@ class Feeder:
         Args:
             stream: The stream.
             count: How many, unless fewer are left.
-            whole: Whether to go on to the end of a block.
+            whole: Whether to go on to the end of a block, unless blocks are large.
 
         Returns:
             int64 ``[2, count]``: ordinals and numbers.
         """
-        block = self._order.block if whole else 1
+        is_large = self._order.block * self._mean_size > _READ_TOKENS * _BYTES_PER_TOKEN
+        block = 1 if is_large or not whole else self._order.block
         while stream.upcoming.shape[1] < count + block and not stream.is_exhausted:
             self._look_ahead(stream)
         if block > 1 and count < stream.upcoming.shape[1]:
@@ -261,7 +280,7 @@ class Feeder:
 
     def _watch(self, documents: int, tokens: int) -> None:
         self._fruitless = 0 if tokens else self._fruitless + documents
-        if self._limit is None and self._fruitless > self._patience:
+        if self._limit is None and self._fruitless > self.patience:
             reasons = ", ".join(self._policy.examples.values()) or "no tokens in them"
             raise DataError(
                 f"{self.source.name}: {self._fruitless} documents in a row are unusable; mend the source ({reasons})"

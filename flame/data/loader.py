@@ -8,10 +8,12 @@ cut into micro-batches, is all there is to it.
 import json
 import logging
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torchtitan.components.dataloader import BaseDataLoader
@@ -59,6 +61,9 @@ class Loader(BaseDataLoader):
         self._prefetch = dataloader.prefetch_factor or 2
         self._pin_memory = dataloader.pin_memory and torch.cuda.is_available()
         self._states = {lane: plan.initial_state() for lane in self._lanes}
+        batches_per_step = len(self._lanes) // plan.mixture.lanes_per_row // local_batch_size
+        # What the batches of the last step did away with: the states of their lanes before them.
+        self._before: deque[dict[int, np.ndarray]] = deque(maxlen=max(1, batches_per_step))
         self._is_resumed = False
         self._close_pool: weakref.finalize | None = None
 
@@ -77,6 +82,7 @@ class Loader(BaseDataLoader):
         if not (self._plan.is_endless or self._is_resumed):
             self._states = {lane: self._plan.initial_state() for lane in self._lanes}
         self._is_resumed = False
+        self._before.clear()
         return self._batches(self._rows())
 
     @property
@@ -116,7 +122,14 @@ class Loader(BaseDataLoader):
             raise DataError(f"the checkpoint's data state lacks lane {missing[0]}: merge the states of all its ranks")
         self._stop_workers()
         self._states = {lane: saved[lane] for lane in self._lanes}
+        self._before.clear()
         self._is_resumed = True
+
+    def take_back_step(self) -> None:
+        """Makes the state that before the last step, of which all batches were blank on every rank: a run that goes on
+        with more ``epochs`` does that step with documents. The current iteration must not go on afterwards."""
+        while self._before:
+            self._states.update(self._before.pop())
 
     def close(self) -> None:
         """Ends the worker processes and logs what was skipped; safe to call again."""
@@ -131,11 +144,12 @@ class Loader(BaseDataLoader):
                 f"job has {layout['lanes']} and {len(layout['documents'])}: keep global_batch_size, lanes_per_row and "
                 f"sources, {_START_OVER}"
             )
-        for key in ("mix", "packing"):
+        saved = {**layout, **saved}  # what older states do not tell is not compared
+        for key, name in _KEPT.items():
             if saved[key] != layout[key]:
                 raise DataError(
-                    f"the checkpoint's data state is of data.{key} = '{saved[key]}', the job has '{layout[key]}': "
-                    f"keep it, {_START_OVER}"
+                    f"the checkpoint's data state is of {name} = {saved[key]!r}, the job has {layout[key]!r}: keep it, "
+                    f"{_START_OVER}"
                 )
         for key, meaning in _CHANGES.items():
             if saved[key] != layout[key]:
@@ -174,8 +188,9 @@ class Loader(BaseDataLoader):
                 continue
             yield from map(self._handed_out, (*blanks, batch))
             blanks, useful = [], True
-        if self.skipped and not useful:
-            raise DataError(f"no usable documents in the sources: {self._record}")
+        # Other ranks may have documents; in training, the trainer finds out.
+        if not (useful or self._plan.is_endless) and len(self._lanes) == self._plan.lanes:
+            raise DataError(f"no usable documents in the sources: {str(self._record) or 'no tokens in them'}")
         # In training, other ranks may have documents left, and this one takes part in their steps.
         while self._plan.is_endless:
             yield from map(self._handed_out, blanks)
@@ -183,6 +198,7 @@ class Loader(BaseDataLoader):
         self._stop_workers()
 
     def _handed_out(self, rows: list[Row]) -> Batch:
+        self._before.append({row.lane: self._states[row.lane] for row in rows})
         self._states.update((row.lane, row.state) for row in rows)
         self.is_blank = all(row.is_blank for row in rows)
         return self._collated(rows)
@@ -204,10 +220,21 @@ class Loader(BaseDataLoader):
             self._close_pool = None
 
 
+_KEPT = {
+    "mix": "data.mix",
+    "packing": "data.packing",
+    "rows_per_step": "training.global_batch_size",
+    "seed": "debug.seed",
+    "shuffle": "data.shuffle",
+}
+"""What a state is meaningless without, by its key in ``RowPlan.layout``, and its key in the job."""
+
 _CHANGES = {
     "documents": "the numbers of documents changed, so some may be seen twice or never",
     "blocks": "the documents read together changed, so some may be seen twice or never",
     "shape": "the length of rows changed, so some documents may be seen twice or never",
+    "tokenizer": "the tokenizer changed, so documents under way go on at another place",
+    "max_document_bytes": "data.max_document_bytes changed, so documents under way may go on at another place",
     "weights": "the weights changed",
     "epochs": "the most passes over the sources changed",
 }

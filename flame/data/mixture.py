@@ -19,10 +19,12 @@ class Mixture:
     """The shares of the sources, step by step.
 
     Rows walk a low-discrepancy sequence over rows and lanes instead of drawing at random, so the shares are right over
-    few rows already. Where a source has ended, the others have its rows, each in proportion to its weight.
+    few rows already. Where a source has ended, the others have its rows, each in proportion to its weight. If those
+    that have a weight in this stage have all ended, the others have them by the weights before the first stage, or
+    evenly.
 
     Attributes:
-        weights: [sources], before the first stage; a weight of 0 is never chosen.
+        weights: [sources], before the first stage; a weight that is 0 in every stage is never chosen.
         seed: The job's seed.
         stages: (first step, weights), in the order of their steps; steps are counted from 1.
         rows_per_step: Rows of a global batch.
@@ -51,10 +53,19 @@ class Mixture:
         if self.in_sequence:
             return next((number for number in range(len(self.weights)) if number not in ended), None)
         bounds = _bounds(self.weights_at(self.step(lane, row)) if self.stages else self.weights, ended)
+        if not bounds and self.stages:
+            bounds = _bounds(self.weights, ended) or _bounds(self._even, ended)
         if not bounds:
             return None
         place = (point(self.seed) + row * _GOLDEN + lane * _PLASTIC) & _MASK
         return bisect_right(bounds, (place >> 11) / 2**53)
+
+    @functools.cached_property
+    def _even(self) -> tuple[float, ...]:
+        """1 for every source that has a weight in some stage."""
+        return tuple(
+            float(any(weights)) for weights in zip(self.weights, *(own for _, own in self.stages), strict=True)
+        )
 
     def step(self, lane: int, row: int) -> int:
         """The step, from 1, that a lane's row belongs to."""

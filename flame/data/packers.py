@@ -1,7 +1,7 @@
 """Packers: one source in one lane, row by row, with the state that each row leaves behind.
 
 The state of a packer is (documents finished, tokens used of the one after them, rows given of a block that begins
-there).
+there, or ``ENDED``).
 """
 
 from collections import Counter
@@ -16,9 +16,12 @@ from flame.data.feeder import Feeder
 from flame.data.order import scattered
 from flame.data.packing import Part, pack_continuous, pack_documents, pack_parts
 from flame.data.streams import TokenStream
+from flame.errors import DataError
 
 PackerState = tuple[int, int, int]
 STATE_SIZE = 3
+ENDED = -1
+"""In the place of the rows given: there was nothing left when a row was wanted."""
 
 _WIDEST = 8  # blocks' worth of tokens that are looked through for one block of documents that are not too long
 
@@ -133,6 +136,8 @@ class BlockPacker:
         self._tokens = np.empty(0, np.int32)
         self._is_masked = False
         self._rows: list[list[Part]] | None = None
+        self._skipped = 0  # documents left out since the last row
+        self._used = stream.place[1]  # tokens taken of the document that the stream is in
 
     @property
     def state(self) -> PackerState:
@@ -156,26 +161,20 @@ class BlockPacker:
     def _begin_block(self) -> bool:
         """Takes the documents of the next block from the stream, and says which row each goes to."""
         shape, stream = self._shape, self.stream
-        self._begin = stream.place
         in_rows = shape.packing == "rows"
-        most = self._block_tokens()
-        count = 1 if in_rows else most
-        widest = count if in_rows else _WIDEST * count
         while True:
-            self.feeder.fill(stream, max(count, shape.longest) + 1)
-            pieces = self._pieces(count)
+            self._begin = stream.place
+            most = self._block_tokens()
+            pieces, is_all = self._pieces_of_block(1 if in_rows else most)
+            items = [item for piece in pieces for item in self._items(piece)]
+            if items:
+                break
             if not pieces:
                 return False
-            items = [item for piece in pieces for item in self._items(piece)]
-            lengths = np.array([item.stop - item.start for item in items], np.int64)
-            is_all = stream.ended and count >= stream.available
-            if not items and (is_all or count >= widest):
-                self._take(pieces, pieces[-1].stop)  # all of them are left out
-                self._begin = stream.place
-                continue
-            if is_all or count >= widest or lengths.sum() >= most:
-                break
-            count *= 2
+            self._take(pieces, pieces[-1].stop)  # all of them are left out
+            self._check_skipped(len(pieces))
+        self._skipped = 0
+        lengths = np.array([item.stop - item.start for item in items], np.int64)
         if in_rows:
             chosen, rows, left = 1, 1, 0
         else:
@@ -185,10 +184,38 @@ class BlockPacker:
         lengths = lengths[:chosen]
         lengths[-1] -= left
         self._rows = self._dealt(items[:chosen], lengths, rows)
+        self.tally["cut"] += left > 0
         last = items[chosen - 1]
         self._take(pieces, last.end if shape.too_long == "cut" else last.stop - left)
         self._given = min(self._given, len(self._rows) - 1)  # if the source has become shorter since
         return True
+
+    def _pieces_of_block(self, most: int) -> tuple[list[Part], bool]:
+        """Looks at documents with ``most`` tokens to be packed, or at all that are left.
+
+        Returns:
+            The documents, and whether these are all.
+        """
+        in_rows = self._shape.packing == "rows"
+        count, widest = most, most if in_rows else _WIDEST * most
+        while True:
+            self.feeder.fill(self.stream, max(count, self._shape.longest) + 1)
+            pieces = self._pieces(count)
+            is_all = count >= self.stream.available
+            size = sum(item.stop - item.start for piece in pieces for item in self._items(piece))
+            if is_all or count >= widest or size >= most:
+                return pieces, is_all
+            count *= 2
+
+    def _check_skipped(self, documents: int) -> None:
+        """Ends the search for a document that fits where there is none."""
+        self._skipped += documents
+        if self.feeder.is_endless and self._skipped > self.feeder.patience:
+            raise DataError(
+                f"{self.feeder.source.name}: {self._skipped} documents in a row are longer than {self._shape.longest} "
+                "tokens, and data.too_long = 'skip' leaves them out: raise training.seq_len (and context_len), or set "
+                "data.too_long to 'split' or 'cut'"
+            )
 
     def _block_tokens(self) -> int:
         """The most tokens of the block. Lanes begin with blocks of different sizes, or all would need a new one, and
@@ -220,12 +247,13 @@ class BlockPacker:
         tally, longest, policy = self.tally, self._shape.longest, self._shape.too_long
         for start, stop, _, _ in pieces:
             if stop > count:
-                tally["cut"] += start < count
+                self._used += max(count - start, 0)
                 break
+            size, self._used = self._used + stop - start, 0
             tally["documents"] += 1
-            if stop - start > longest:
+            if size > longest:
                 tally["too long"] += 1
-                tally["tokens left out"] += {"split": 0, "cut": stop - start - longest, "skip": stop - start}[policy]
+                tally["tokens left out"] += {"split": 0, "cut": size - longest, "skip": size}[policy]
         self._tokens = self.stream.window(count + 1)
         self._is_masked = bool(len(self._tokens)) and bool(self._tokens.min() < 0)
         self.stream.advance(count)

@@ -50,7 +50,7 @@ def make_plan(
     _check_weights([source.weight for source in sources])
     lanes_per_row = data.lanes_per_row if repeat else 1
     lanes = global_batch_size * lanes_per_row
-    opened = open_sources(sources, data, encoder)
+    opened = open_sources(sources, data, encoder, repeat=repeat)
     in_one = repeat and data.mix == "documents" and len(sources) > 1
     plan = RowPlan(
         sources=[ConcatenatedSource(opened)] if in_one else opened,
@@ -87,15 +87,17 @@ def make_plan(
     return plan
 
 
-def open_sources(sources: Sequence[Source], data: DataConfig, encoder: Encoder) -> list[DocumentSource]:
-    """Opens every source for an encoder.
+def open_sources(
+    sources: Sequence[Source], data: DataConfig, encoder: Encoder, *, repeat: bool = True
+) -> list[DocumentSource]:
+    """Opens every source for an encoder; ``repeat`` as for ``build_loader``.
 
     Raises:
         DataError: One cannot be read, is made with another tokenizer, or does not go together with the others.
     """
     columns, identity = getattr(encoder, "columns", None), identity_of(encoder)
     opened = [open_source(source, columns, data.max_document_bytes, identity) for source in sources]
-    if data.mix == "documents":
+    if data.mix == "documents" and repeat:
         ConcatenatedSource(opened)  # refuses text beside token ids
     return opened
 

@@ -1,8 +1,9 @@
 """Rows: lanes in turn, each giving its next packed row and the state it is in afterwards.
 
 A lane's state is int64 ``[1 + 3 * sources]``: rows given, then for every source the state of its packer (documents
-finished, tokens used of the current document, rows given of the current block). Nothing else is needed to go on from
-there.
+finished, tokens used of the current document, rows given of the current block, or -1 if the source has ended: that
+decides where later rows come from, and is only known once a row was wanted of it). Nothing else is needed to go on
+from there.
 """
 
 from collections import Counter
@@ -16,7 +17,7 @@ from flame.data.encoder import Encoder
 from flame.data.feeder import Feeder
 from flame.data.mixture import Mixture
 from flame.data.order import DocumentOrder
-from flame.data.packers import STATE_SIZE, BlockPacker, RowShape, StreamPacker
+from flame.data.packers import ENDED, STATE_SIZE, BlockPacker, RowShape, StreamPacker
 from flame.data.packing import blank_row
 from flame.data.sources.records import BadRowPolicy, DocumentSource
 from flame.data.streams import TokenStream
@@ -54,6 +55,11 @@ class RowPlan:
         shape, mixture = self.shape, self.mixture
         return {
             "lanes": self.lanes,
+            "rows_per_step": mixture.rows_per_step,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "tokenizer": getattr(self.encoder, "fingerprint", ""),
+            "max_document_bytes": self.max_document_bytes,
             "documents": [len(source) for source in self.sources],
             "blocks": [self.order(number).block for number in numbers],
             "epochs": self.epochs,
@@ -114,7 +120,7 @@ class RowMaker:
         self._plan = plan
         self._trace = trace
         self._states = {lane: state.copy() for lane, state in states.items()}
-        self._ended: dict[int, frozenset[int]] = dict.fromkeys(states, frozenset())
+        self._ended: dict[int, frozenset[int]] = {}
         self._feeders = [self._feeder(number) for number in range(len(plan.sources))]
         # [lane][source]
         self._packers = {lane: self._packers_of(lane, state) for lane, state in states.items()}
@@ -130,6 +136,8 @@ class RowMaker:
 
     def _next_row(self, lane: int) -> Row:
         state, packers = self._states[lane], self._packers[lane]
+        if lane not in self._ended:
+            self._ended[lane] = self._ended_before(lane)
         row = int(state[0])
         state[0] += 1
         while (source := self._plan.mixture.choose(lane, row, self._ended[lane])) is not None:
@@ -140,8 +148,15 @@ class RowMaker:
             if values is not None:
                 spans = self._spans(source, packer) if self._trace else None
                 return Row(lane, source, values, state.copy(), spans)
+            state[at + STATE_SIZE - 1] = ENDED
             self._ended[lane] |= {source}  # another source steps in
         return Row(lane, -1, self._blank, state.copy(), [] if self._trace else None)
+
+    def _ended_before(self, lane: int) -> frozenset[int]:
+        """The sources that have ended by the lane's state, unless they have more by now: ``epochs`` may have grown."""
+        given = self._states[lane][STATE_SIZE::STATE_SIZE]
+        flagged = {number: self._packers[lane][number] for number in np.flatnonzero(given == ENDED).tolist()}
+        return frozenset(number for number, packer in flagged.items() if packer.feeder.has_ended(packer.stream))
 
     def _spans(self, source: int, packer: StreamPacker | BlockPacker) -> list[DocumentSpan]:
         starts = getattr(self._plan.sources[source], "starts", None)
@@ -177,7 +192,7 @@ class RowMaker:
             if shape.packing == "stream":
                 packers.append(StreamPacker(feeder, stream, shape, self._trace))
             else:
-                packers.append(BlockPacker(feeder, stream, shape, number, given, self.tally))
+                packers.append(BlockPacker(feeder, stream, shape, number, max(given, 0), self.tally))
         return packers
 
 

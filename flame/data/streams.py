@@ -48,6 +48,7 @@ class TokenStream:
         """Whether no document comes after ``upcoming``."""
         self._tokens = np.empty(0, np.int32)
         self._cursor = used  # beyond the tokens while those used before a resume have not come again
+        self._place = finished, used
         self._is_resuming = used > 0
         # Pieces in the buffer, int64 [pieces]: where they end, whose they are, and where those documents begin.
         self._ends, self._ordinals, self._starts = (np.empty(0, np.int64) for _ in range(3))
@@ -61,12 +62,9 @@ class TokenStream:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Documents finished, and tokens used of the one after them."""
-        at = int(self._ends.searchsorted(self._cursor, side="right"))
-        if at < len(self._ends):
-            return int(self._ordinals[at]), self._cursor - int(self._starts[at])
-        ordinal, start, is_complete = self._tail
-        return (ordinal + 1, 0) if is_complete else (ordinal, self._cursor - start)
+        """Documents finished, and tokens used of the one after them, which may be a hole or empty: what comes next is
+        not asked, so that the place does not depend on what was read ahead."""
+        return self._place
 
     def window(self, count: int) -> np.ndarray:
         """A view of the next tokens, up to ``count`` of them."""
@@ -90,7 +88,16 @@ class TokenStream:
 
     def advance(self, count: int) -> None:
         """Takes ``count`` tokens, which must be available."""
+        if not count:
+            return
         self._cursor += count
+        at = int(self._ends.searchsorted(self._cursor))  # the piece that the last of these tokens is from
+        ordinal = int(self._ordinals[at])
+        is_last = self._tail[2] if at + 1 == len(self._ends) else int(self._ordinals[at + 1]) != ordinal
+        if is_last and self._cursor == int(self._ends[at]):
+            self._place = ordinal + 1, 0
+        else:
+            self._place = ordinal, self._cursor - int(self._starts[at])
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, ordinals: np.ndarray, is_last: np.ndarray) -> None:
         """Appends pieces.

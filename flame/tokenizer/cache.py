@@ -5,12 +5,11 @@ They live under ``$FLAME_CACHE`` (default ``~/.cache/flame``) and may be deleted
 
 import fcntl
 import os
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from flame.errors import DataError
+from flame.files import beside, remove
 
 
 def cache_folder() -> Path:
@@ -47,7 +46,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
 
 
 def _build_beside(target: Path, build: Callable[[Path], None]) -> None:
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    draft = beside(target)
     try:
         build(draft)
         try:
@@ -57,7 +56,4 @@ def _build_beside(target: Path, build: Callable[[Path], None]) -> None:
             if not target.exists():
                 raise
     finally:
-        if draft.is_dir():
-            shutil.rmtree(draft)
-        else:
-            draft.unlink(missing_ok=True)
+        remove(draft)

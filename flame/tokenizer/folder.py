@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,14 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from flame.errors import ConfigError, DataError
+from flame.files import beside, remove, replace_folder, sync
 from flame.tokenizer.special_tokens import SpecialTokens
 
 RECORD = "training.json"
 """What the tokenizer was trained on, and how."""
+_MODEL = "sentencepiece.model"
+_PARTS = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", RECORD, _MODEL}
+"""All that a saved tokenizer may consist of."""
 _PROBE = "Hello world \u00e9\n\t12345 <|bos|>"
 
 
@@ -23,7 +25,8 @@ def check_target(folder: Path, overwrite: bool) -> None:
     """Says whether a tokenizer may be saved as ``folder``, before hours are spent on it.
 
     Raises:
-        ConfigError: Something is there already: a tokenizer without ``overwrite``, or anything else at all.
+        ConfigError: Something is there already: a tokenizer without ``overwrite``, or anything else at all, such as
+            the model that the tokenizer belongs to.
         DataError: Nothing can be written there.
     """
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
@@ -35,6 +38,12 @@ def check_target(folder: Path, overwrite: bool) -> None:
         raise ConfigError(f"'{folder}' exists and is no tokenizer folder: name another")
     if not overwrite:
         raise ConfigError(f"'{folder}' holds a tokenizer already: name another folder, or give --overwrite")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in _PARTS)
+    if others:
+        raise ConfigError(
+            f"'{folder}' holds more than a tokenizer ({', '.join(others[:3])}), which --overwrite would remove: "
+            "name another folder"
+        )
 
 
 def check_template(template: str) -> None:
@@ -94,21 +103,23 @@ def save_tokenizer(
     )
     if special.chat_template:
         tokenizer.chat_template = special.chat_template
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    draft = beside(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(draft)
         (draft / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if model:
-            (draft / "sentencepiece.model").write_bytes(model)
+            (draft / _MODEL).write_bytes(model)
         loaded = _loaded_again(draft, tokenizer)
-        _replace(folder, draft)
+        for path in draft.iterdir():
+            sync(path)
+        replace_folder(draft, folder, beside(folder))
     except OSError as error:
         raise DataError(
             f"cannot save the tokenizer as '{folder}' ({error}): name a folder that can be written"
         ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove(draft)
     return loaded
 
 
@@ -118,16 +129,3 @@ def _loaded_again(draft: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrained
     if not same or loaded.chat_template != tokenizer.chat_template:
         raise RuntimeError(f"the tokenizer saved in {draft} does not load as it was saved")
     return loaded
-
-
-def _replace(folder: Path, draft: Path) -> None:
-    for path in draft.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    if folder.exists() and any(folder.iterdir()):
-        old = draft.with_name(draft.name + ".old")
-        os.rename(folder, old)
-        os.rename(draft, folder)
-        shutil.rmtree(old)
-    else:
-        os.rename(draft, folder)

@@ -90,6 +90,16 @@ def test_a_run_that_went_back_trains_with_lower_rates_also_after_a_restart(mater
     assert longer.records[-1]["rollbacks"] == 1
 
 
+def test_a_resumed_run_can_go_back_to_the_step_it_was_resumed_from(materials, pool, tmp_path):
+    job = write_job(materials, tmp_path / "run", {**FAULTY, "task.passes": [99], "checkpoint.interval": 2})
+    assert pool.run(job, tmp_path / "run", "--training.steps", "2").code == 0
+    back = ["--task.passes", "2,3", "--guard.rollback_after", "2"]  # of this process: steps 4 and 5
+    resumed = pool.run(job, tmp_path / "run", *back)
+    assert resumed.code == 0, resumed.output
+    assert [record["step"] for record in resumed.records] == [1, 2, 3, 4, 5, 6]
+    assert resumed.records[-1]["rollbacks"] == 1
+
+
 def test_without_a_checkpoint_to_go_back_to_the_run_skips_on(materials, pool, tmp_path):
     changes = {"task.passes": [2, 3], "guard.rollback_after": 2, "checkpoint.interval": 5}
     run = pool.run(write_job(materials, tmp_path / "run", {**FAULTY, **changes}), tmp_path / "run")

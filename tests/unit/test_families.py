@@ -27,7 +27,7 @@ def test_json_lists_what_can_be_trained(capsys: pytest.CaptureFixture[str]) -> N
         "trains_here": True,
         "note": "",
         "objective": "autoregressive",
-        "tasks": ["causal_lm"],
+        "tasks": ["causal_lm", "sft"],
         "decodes_with_cache": True,
         "supports": {
             **dict.fromkeys(("data", "tensor", "pipeline", "context"), works),

@@ -156,7 +156,7 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise Unfit("tool calls that are none", f"{where}: a call has no function name")
-    arguments = function.get("arguments", {})
+    arguments = _without_nulls(function.get("arguments"), where) or {}
     if isinstance(arguments, str):
         try:
             parsed = json.loads(arguments)
@@ -173,6 +173,8 @@ def _tools(tools: Any) -> list[dict[str, Any]] | None:
             tools = json.loads(tools or "null")
         except (ValueError, RecursionError) as error:
             raise Unfit("tools that are none", f"no JSON: {error}") from error
+    else:
+        tools = _without_nulls(tools, "tools")
     if not tools:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -180,6 +182,15 @@ def _tools(tools: Any) -> list[dict[str, Any]] | None:
     for text in strings(tools):
         _check_characters(text, "tools")
     return tools
+
+
+def _without_nulls(value: Any, where: str, depth: int = 0) -> Any:
+    """The value without the absent keys that parquet fills with null, since all its rows have the same ones."""
+    if depth > _DEEPEST:
+        raise Unfit("nested too deeply", f"{where}: over {_DEEPEST} levels")
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner, where, depth + 1) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner, where, depth + 1) for inner in value] if isinstance(value, list) else value
 
 
 def _check_characters(text: str, where: str) -> None:

@@ -10,7 +10,7 @@ from flame.data.chat.layouts import PLAIN, layout_of, read_record
 from flame.data.chat.template import ChatTemplate, Rendered
 from flame.data.chat.tokens import ChatTokenizer
 from flame.data.encoder import TextEncoder
-from flame.data.sources.records import BadRow
+from flame.data.sources.records import TEXT, BadRow, checked_text, cut_text
 from flame.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class ChatEncoder:
         max_tokens: longest conversation.
         too_long: what happens to longer ones: ``split`` between an answer and the next question, ``cut`` at their end,
             or ``skip``. All are counted.
-        max_characters: longer ones are bad rows.
+        max_characters: longer ones are bad rows; longer plain text is cut into documents of as many bytes.
         add_bos: as in ``TextEncoder``, for plain text only; conversations have what the template writes.
         add_eos: likewise.
     """
@@ -66,20 +66,22 @@ class ChatEncoder:
         """Returns the token ids of every record, int32, ``~id`` for tokens that are not to be predicted."""
         encoded: list[Encoded] = [np.empty(0, np.int32)] * len(records)
         rendered: dict[int, tuple[Conversation, Rendered]] = {}
-        plain = []
+        plain: dict[int, list[str]] = {}
         for index, record in enumerate(records):
             try:
                 layout = layout_of(record)
                 if layout == PLAIN:
-                    plain.append(index)
+                    plain[index] = self._texts(record)
                 else:
                     rendered[index] = self._render(read_record(record, layout, self.template.knows_code))
             except Unfit as fault:
                 encoded[index] = BadRow(fault.reason, "", fault.detail)
-        for index, ids in zip(plain, self._text.encode([records[index] for index in plain]), strict=True):
-            encoded[index] = ids
-        found = self._tokens.encode([text for _, text in rendered.values()])
-        for (index, (conversation, _)), ids in zip(rendered.items(), found, strict=True):
+        documents = iter(self._text.encode([{TEXT: text} for texts in plain.values() for text in texts]))
+        for index, texts in plain.items():
+            found = [next(documents) for _ in texts]
+            encoded[index] = found if len(found) > 1 else found[0]
+        conversations = self._tokens.encode([text for _, text in rendered.values()])
+        for (index, (conversation, _)), ids in zip(rendered.items(), conversations, strict=True):
             try:
                 encoded[index] = self._fitted(conversation, ids)
             except Unfit as fault:
@@ -104,6 +106,16 @@ class ChatEncoder:
             raise ConfigError(f"the chat template cannot write a question and an answer: {fault}") from fault
         scored = ids[ids >= 0].tolist()
         return scored[-1] if scored and self._tokens.is_control(scored[-1]) else None
+
+    def _texts(self, record: dict[str, Any]) -> list[str]:
+        """The text of a row, in pieces that are documents of their own if it is very long."""
+        checked = checked_text(record, TEXT, "")
+        if isinstance(checked, BadRow):
+            raise Unfit(checked.reason, checked.detail)
+        texts = list(cut_text(checked[TEXT], self._max_characters))
+        if len(texts) > 1:
+            self._note("too long, cut into pieces", f"{len(checked[TEXT]):,} characters, over data.max_document_bytes")
+        return texts
 
     def _render(self, conversation: Conversation) -> tuple[Conversation, Rendered]:
         size = sum(map(len, strings(conversation.messages)))

@@ -49,17 +49,28 @@ def layout_of(record: Record) -> str:
     for column in _MESSAGES:
         if isinstance(turns := record.get(column), list):
             return "sharegpt" if turns and isinstance(turns[0], dict) and "from" in turns[0] else "messages"
-    if "question" in record and "choices" in record:
+    if "question" in record and record.get("choices") is not None:
         return "multiple_choice"
-    if "instruction" in record and "output" in record:
+    if record.get("instruction") is not None and record.get("output") is not None:
         return "alpaca"
     if isinstance(answer := record.get("answer"), str) and "question" in record and _FINAL_ANSWER in answer:
         return "gsm8k"
-    if any(prompt in record and answer in record for prompt, answer in _PAIRS):
+    if _pair_of(record):
         return "prompt_completion"
-    if isinstance(record.get(TEXT), str):
+    if TEXT in record:
         return PLAIN
-    raise Unfit("no known layout", f"columns {', '.join(map(str, record)) or 'none'}: name the source's layout")
+    columns = ", ".join(map(str, record)) or "none"
+    raise Unfit("no known layout", f"columns {columns}: name the source's layout, or the text_column of plain text")
+
+
+def _pair_of(record: Record) -> tuple[str, str] | None:
+    """The columns of prompt and answer; one may be null, if no other pair is whole: parquet has every row's columns."""
+    holding = [[column for column in pair if record.get(column) is not None] for pair in _PAIRS]
+    for least in (2, 1):
+        for pair, held in zip(_PAIRS, holding, strict=True):
+            if len(held) >= least and all(column in record for column in pair):
+                return pair
+    return None
 
 
 def read_record(record: Record, layout: str, with_code: bool) -> Conversation:
@@ -78,7 +89,7 @@ def read_record(record: Record, layout: str, with_code: bool) -> Conversation:
 
 def _messages(record: Record, with_code: bool) -> Conversation:
     turns = next((record[column] for column in _MESSAGES if record.get(column) is not None), None)
-    found = conversation(turns, record.get("tools"))
+    found = conversation(_with_system(record, turns), record.get("tools"))
     if not with_code and any(isinstance(message["content"], list) for message in found.messages):
         raise Unfit("parts of Python code", "the chat template has no place for them; nanochat's has")
     return found
@@ -94,19 +105,17 @@ def _sharegpt(record: Record, with_code: bool) -> Conversation:
         if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
             raise Unfit("unknown role", f"from {speaker!r}; it is one of {', '.join(_SHAREGPT_ROLES)}")
         messages.append({"role": _SHAREGPT_ROLES[speaker], "content": turn.get("value")})
-    if messages and messages[0]["role"] != "system":
-        messages = [*_system(record), *messages]
-    return conversation(messages, record.get("tools"))
+    return conversation(_with_system(record, messages), record.get("tools"))
 
 
 def _prompt_completion(record: Record, with_code: bool) -> Conversation:
     """Texts, or lists of messages for both, as trl has it."""
-    pair = next((pair for pair in _PAIRS if pair[0] in record and pair[1] in record), None)
+    pair = _pair_of(record)
     if pair is None:
         raise Unfit("no prompt and completion", f"columns {', '.join(map(str, record))}")
     prompt, answer = record[pair[0]], record[pair[1]]
     if isinstance(prompt, list) and isinstance(answer, list):
-        return conversation([*prompt, *answer], record.get("tools"))
+        return conversation(_with_system(record, [*prompt, *answer]), record.get("tools"))
     return _dialogue(record, prompt, answer)
 
 
@@ -155,6 +164,14 @@ def _multiple_choice(record: Record, with_code: bool) -> Conversation:
 def _dialogue(record: Record, question: Any, answer: Any) -> Conversation:
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return conversation([*_system(record), *turns], record.get("tools"))
+
+
+def _with_system(record: Record, turns: Any) -> Any:
+    """Turns after what the row says to the system, unless they say something to it themselves."""
+    if not isinstance(turns, list) or not turns:
+        return turns
+    has_own = isinstance(turns[0], dict) and turns[0].get("role") == "system"
+    return turns if has_own else [*_system(record), *turns]
 
 
 def _system(record: Record) -> Iterable[Record]:

@@ -48,7 +48,8 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: dict[str, str], control: list[str]):
         self.source = source
         self._special_tokens = special_tokens
-        self._control = control
+        self._control = [name for name in control if name]
+        self._characters = [name for name in control if len(name) == 1]
         self.marks_generation = bool(_GENERATION.search(source))
         """Whether the template says itself what is scored."""
         self._compile()
@@ -96,13 +97,20 @@ class ChatTemplate:
     def _guarded(self, value: Any) -> Any:
         """The value with a mark after the first character of every special token's name in it, however nested."""
         if isinstance(value, str):
-            while self._names is not None and (found := self._names.search(value)):
-                cut = found.start() + 1
-                value = value[:cut] + _BREAK + value[cut:]
-            return value
+            return self._broken(value)
         if isinstance(value, dict):
             return {self._guarded(key): self._guarded(inner) for key, inner in value.items()}
         return [self._guarded(inner) for inner in value] if isinstance(value, list) else value
+
+    def _broken(self, text: str) -> str:
+        for character in self._characters:
+            if character in text:
+                raise Unfit("special tokens in the text", f"{character!r} is one, which nothing can break")
+        pieces, start = [], 0
+        while self._names is not None and (found := self._names.search(text, start)):
+            pieces.append(text[start : found.start() + 1])
+            start = found.start() + 1
+        return _BREAK.join([*pieces, text[start:]]) if pieces else text
 
     def _render(self, messages: list[Message], tools: Any, prompt: bool = False) -> str:
         given = {**self._special_tokens, "tools": tools, "documents": None, "add_generation_prompt": prompt}

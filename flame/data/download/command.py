@@ -1,5 +1,6 @@
 """``flame data download NAME``: fetches a public corpus, to be continued after any interruption."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def _with_subset(corpus: Corpus, subset: str) -> Corpus:
         return corpus
     if not corpus.subset:
         raise ConfigError(f"--subset '{subset}': corpus '{corpus.name}' has no subsets")
-    return Corpus(**{**vars(corpus), "subset": subset})
+    return dataclasses.replace(corpus, subset=subset)
 
 
 def _splits(corpus: Corpus, text: str) -> list[str]:

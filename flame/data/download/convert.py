@@ -1,30 +1,30 @@
 """Turning fetched files into what training reads: parquet files of texts, and folders of unpacked archives."""
 
-import gzip
 import json
-import os
-import shutil
 import tarfile
-import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flame.data.compressed import DAMAGE, decompressed
 from flame.data.download.documents import Document, no_text, read_documents
-from flame.data.download.faults import DamagedFile, disk_fault
+from flame.data.download.faults import DamagedFile, FileFault, disk_fault
+from flame.data.download.folder import count_files
 from flame.data.download.registry import Corpus
 from flame.errors import DataError
+from flame.files import remove
 
 _GROUP_BYTES = 1 << 23  # text per row group: with its encoded copy, this is what a conversion keeps in memory
 _GROUP_ROWS = 10_000
 
 
 def write_parquet(source: Path, target: Path, corpus: Corpus, check: Callable[[], None]) -> dict[str, Any]:
-    """Writes the documents of a file as parquet, fsynced: ``text``, the corpus's columns, and ``meta`` for all else.
+    """Writes the documents of a file as parquet: ``text``, the corpus's columns, and ``meta`` for all else.
 
     Args:
         source: the fetched file.
@@ -37,7 +37,7 @@ def write_parquet(source: Path, target: Path, corpus: Corpus, check: Callable[[]
 
     Raises:
         DamagedFile: The file ends early, or is not what its name says.
-        DataError: None of its records has a text.
+        DataError: None of its records has a text; a ``FileFault``, if no other ``text_column`` could help.
         DiskFault: The target cannot be written.
     """
     columns = [name for name in corpus.columns if name != "text"]
@@ -45,23 +45,23 @@ def write_parquet(source: Path, target: Path, corpus: Corpus, check: Callable[[]
     skipped: Counter[str] = Counter()
     documents, text_bytes, group, group_bytes = 0, 0, [], 0
     try:
-        with open(target, "wb") as file:
-            with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
-                for document in read_documents(source, corpus, skipped):
-                    group.append(_row(document, columns))
-                    size = len(document.text.encode())
-                    group_bytes += size
-                    text_bytes += size
-                    documents += 1
-                    if group_bytes >= _GROUP_BYTES or len(group) >= _GROUP_ROWS:
-                        writer.write_table(pa.Table.from_pylist(group, schema))
-                        group, group_bytes = [], 0
-                        check()
-                writer.write_table(pa.Table.from_pylist(group, schema))
-            file.flush()
-            os.fsync(file.fileno())
-        if not documents and list(skipped) == [no_text(corpus.text_column)]:
-            raise DataError(f"{source.name}: none of its records has a text in '{corpus.text_column}', set text_column")
+        with (
+            open(target, "wb") as file,
+            pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer,
+        ):
+            for document in read_documents(source, corpus, skipped):
+                group.append(_row(document, columns))
+                size = len(document.text.encode())
+                group_bytes += size
+                text_bytes += size
+                documents += 1
+                if group_bytes >= _GROUP_BYTES or len(group) >= _GROUP_ROWS:
+                    writer.write_table(pa.Table.from_pylist(group, schema))
+                    group, group_bytes = [], 0
+                    check()
+            writer.write_table(pa.Table.from_pylist(group, schema))
+        if not documents and skipped:
+            raise _nothing_usable(source.name, corpus, skipped)
     except DataError:
         target.unlink()
         raise
@@ -69,6 +69,13 @@ def write_parquet(source: Path, target: Path, corpus: Corpus, check: Callable[[]
         raise disk_fault(target, error) from error
     figures: dict[str, Any] = {"documents": documents, "text_bytes": text_bytes}
     return {**figures, "skipped": dict(sorted(skipped.items()))} if skipped else figures
+
+
+def _nothing_usable(name: str, corpus: Corpus, skipped: Counter[str]) -> DataError:
+    if list(skipped) == [no_text(corpus.text_column)]:
+        return DataError(f"{name}: none of its records has a text in '{corpus.text_column}', set text_column")
+    why = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common())
+    return FileFault(f"{name} holds no text that can be used ({why}): flame reads JSON as one object per line")
 
 
 def unpack(source: Path, target: Path) -> dict[str, Any]:
@@ -80,18 +87,32 @@ def unpack(source: Path, target: Path) -> dict[str, Any]:
     Raises:
         DamagedFile: The archive ends early, or is none.
         DiskFault: The folder cannot be written.
+        FileFault: A name in the archive cannot.
     """
     try:
-        shutil.rmtree(target, ignore_errors=True)
+        remove(target)
         target.mkdir(parents=True)
-        with tarfile.open(source) as archive:
+        with _archive(source) as archive:
             archive.extractall(target, filter="data")
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        shutil.rmtree(target)
-        raise DamagedFile(f"{source.name} cannot be unpacked ({error})") from error
+    except (tarfile.TarError, *DAMAGE) as error:
+        remove(target)
+        raise DamagedFile(f"{source.name} cannot be unpacked ({' '.join(str(error).split())})") from error
     except OSError as error:
         raise disk_fault(target, error) from error
-    return {"files": sum(path.is_file() for path in target.rglob("*"))}
+    return {"files": count_files(target)}
+
+
+@contextmanager
+def _archive(source: Path) -> Iterator[tarfile.TarFile]:
+    if source.name.lower().endswith(".zst"):  # which tarfile itself does not know
+        with (
+            open(source, "rb") as stored,
+            tarfile.open(fileobj=decompressed(source.name, stored), mode="r|") as archive,
+        ):
+            yield archive
+    else:
+        with tarfile.open(source) as archive:
+            yield archive
 
 
 def _row(document: Document, columns: list[str]) -> dict[str, str | None]:

@@ -1,36 +1,30 @@
 """The documents in a fetched file: JSON lines, web pages as text (WET) and text with separators, compressed or not."""
 
-import gzip
 import json
-import zlib
+import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
+from flame.data.compressed import DAMAGE, decompressed
 from flame.data.download.faults import DamagedFile
 from flame.data.download.registry import Corpus
-from flame.errors import DataError, need
+from flame.data.suffixes import COMPRESSED, SUFFIXES
+from flame.data.suffixes import format_of as format_in
+from flame.data.web_archives import is_whole
+from flame.errors import ConfigError, DataError, need
 
-FORMATS = {
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".txt": "txt",
-    ".wet": "wet",
-    ".tar": "archive",
-    ".tgz": "archive",
-}
-_COMPRESSED = (".gz", ".zst")
+FORMATS = {**SUFFIXES, ".wet": "wet", ".tar": "archive", ".tgz": "archive"}
 _CHUNK = 1 << 20
 _LONGEST = 1 << 28  # bytes of one document: more is taken for a fault of the file
-_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, pa.ArrowException)
+_DAMAGE = (*DAMAGE, pa.ArrowException, UnicodeDecodeError)
 _SEPARATOR = b"\n"
+_WEB_FIELDS = {"url": "WARC-Target-URI", "date": "WARC-Date", "language": "WARC-Identified-Content-Language"}
 
 
 class Document(NamedTuple):
@@ -46,12 +40,11 @@ def format_of(name: str) -> str:
     Raises:
         DataError: The name does not tell.
     """
-    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
-        suffixes.pop()
-    found = FORMATS.get(suffixes[-1] if suffixes else "")
+    found = format_in(name, FORMATS)
     if not found:
-        raise DataError(f"'{name}': no known kind of file; flame reads {', '.join(FORMATS)}, also with .gz or .zst")
+        raise DataError(
+            f"'{name}': no known kind of file; flame reads {', '.join(FORMATS)}, also with {' or '.join(COMPRESSED)}"
+        )
     return found
 
 
@@ -60,9 +53,11 @@ def check_format(name: str, corpus: Corpus) -> str:
 
     Raises:
         DataError: It cannot.
-        ConfigError: A package is missing.
+        ConfigError: A package is missing, or this Python is too old.
     """
     found = format_of(name)
+    if found == "archive" and not hasattr(tarfile, "data_filter"):
+        raise ConfigError(f"'{name}': this Python cannot unpack archives safely, use 3.10.12, 3.11.4 or later")
     if found == "wet":
         need("prepare", "warcio")
     if found == "txt" and not corpus.separator:
@@ -94,7 +89,16 @@ def read_documents(path: Path, corpus: Corpus, skipped: Counter[str]) -> Iterato
             for data in _pieces(path, corpus.separator.encode(), skipped):
                 yield from _plain_text(data, skipped)
     except _DAMAGE as error:
-        raise DamagedFile(f"{path.name} is damaged or incomplete ({error})") from error
+        raise DamagedFile(f"{path.name} is damaged or incomplete ({_one_line(error)})") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # pyarrow's way to say that a page cannot be decompressed: no call to the system has failed.
+        raise DamagedFile(f"{path.name} is damaged or incomplete ({_one_line(error)})") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def check_parquet(path: Path, text_column: str) -> int:
@@ -108,7 +112,7 @@ def check_parquet(path: Path, text_column: str) -> int:
         with pq.ParquetFile(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise DamagedFile(f"{path.name} is not a whole parquet file ({error})") from error
+        raise DamagedFile(f"{path.name} is not a whole parquet file ({_one_line(error)})") from error
     if text_column not in schema.names:
         raise DataError(f"{path.name} has no column '{text_column}', only {', '.join(schema.names)}: set text_column")
     return rows
@@ -175,29 +179,27 @@ def _is_whole(text: str) -> bool:
 def _web_pages(path: Path, skipped: Counter[str]) -> Iterator[Document]:
     from warcio.archiveiterator import ArchiveIterator
     from warcio.exceptions import ArchiveLoadFailed
+    from warcio.statusandheaders import StatusAndHeadersParserException
 
     with _opened(path) as stream:
         try:
-            for record in ArchiveIterator(_Whole(stream, path.name)):
-                if record.rec_type != "conversion":
-                    continue
-                header = record.rec_headers
-                text = record.content_stream().read().decode("utf-8", errors="replace")
+            for record in ArchiveIterator(_Loud(stream, path.name)):
+                is_page = record.rec_type == "conversion"
+                data = record.content_stream().read() if is_page else b""
+                if not is_whole(record):
+                    raise DamagedFile(f"{path.name} ends within a record")
+                text = data.decode("utf-8", errors="replace")
                 if text.strip():
-                    names = {
-                        "url": "WARC-Target-URI",
-                        "date": "WARC-Date",
-                        "language": "WARC-Identified-Content-Language",
-                    }
-                    yield Document(text, {key: header.get_header(name) for key, name in names.items()})
+                    header = record.rec_headers
+                    yield Document(text, {key: header.get_header(name) for key, name in _WEB_FIELDS.items()})
                 else:
-                    skipped["empty text"] += 1
-        except ArchiveLoadFailed as error:
-            raise DamagedFile(f"{path.name} is not a WARC file ({error})") from error
+                    skipped["empty text"] += is_page
+        except (ArchiveLoadFailed, StatusAndHeadersParserException) as error:
+            raise DamagedFile(f"{path.name} is not a WARC file ({_one_line(error)})") from error
 
 
-class _Whole:
-    """A stream whose early end is not taken for its end: warcio would only stop there."""
+class _Loud:
+    """A stream whose damage gets through warcio, which takes an ``EOFError`` for the end."""
 
     def __init__(self, stream: BinaryIO, name: str):
         self._stream, self._name = stream, name
@@ -206,8 +208,8 @@ class _Whole:
         """Reads as files do. Raises ``DamagedFile``."""
         try:
             return self._stream.read(size)
-        except _DAMAGE as error:
-            raise DamagedFile(f"{self._name} is damaged or incomplete ({error})") from error
+        except DAMAGE as error:
+            raise DamagedFile(f"{self._name} is damaged or incomplete ({_one_line(error)})") from error
 
 
 def _pieces(path: Path, separator: bytes, skipped: Counter[str]) -> Iterator[bytes]:
@@ -232,28 +234,12 @@ def _pieces(path: Path, separator: bytes, skipped: Counter[str]) -> Iterator[byt
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    if path.suffix.lower() == ".zst":
-        yield from _zstd_chunks(path)
-        return
     with _opened(path) as stream:
         while chunk := stream.read(_CHUNK):
             yield chunk
 
 
-def _opened(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb"))
-
-
-def _zstd_chunks(path: Path) -> Iterator[bytes]:
-    """All frames of a file; unlike zstandard's own reader, it notices when the last one is incomplete."""
-    decompressor, frame = zstandard.ZstdDecompressor(), None
-    with open(path, "rb") as raw:
-        while chunk := raw.read(_CHUNK >> 2):
-            while chunk:
-                frame = frame or decompressor.decompressobj()
-                yield frame.decompress(chunk)
-                chunk = frame.unused_data
-                if frame.eof:
-                    frame = None
-    if frame is not None:
-        raise EOFError("it ends within a frame")
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    with open(path, "rb") as stored:
+        yield decompressed(path.name, stored)

@@ -1,6 +1,10 @@
 """What can go wrong with a download, by what is to be done about it."""
 
+import errno
+
 from flame.errors import DataError
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 class FileFault(DataError):
@@ -19,8 +23,11 @@ class DiskFault(DataError):
     """Nothing more can be written."""
 
 
-def disk_fault(path: object, error: OSError) -> DiskFault:
-    """What to say when ``path`` cannot be written."""
+def disk_fault(path: object, error: OSError) -> DiskFault | FileFault:
+    """What to say when ``path`` cannot be written: it may be the disk's fault, or that of this one name."""
+    if error.errno not in _DISK:
+        where = error.filename or path
+        return FileFault(f"cannot write {where} ({error.strerror or error}): leave this file out, or try another --out")
     return DiskFault(
         f"cannot write {path} ({error.strerror or error}): make room or name another folder with --out; the same "
         "command goes on where it stopped"

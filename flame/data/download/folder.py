@@ -7,7 +7,6 @@ killed goes on from there. At the end of a run the journal becomes part of ``man
 import fcntl
 import json
 import os
-import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from flame.data.download.faults import disk_fault
 from flame.data.download.remote import RemoteFile
 from flame.data.download.transfer import make_folder
 from flame.errors import DataError
+from flame.files import move, remove
 
 _VERSION = 1
 Record = dict[str, Any]
@@ -47,6 +47,8 @@ class Folder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DataError(f"another download is at work in {path}: wait for it, or use another --out") from error
+        self._aside = self.incoming / ".replaced"
+        remove(self._aside)  # of a run that was killed
         self.records = self._read()
 
     def holds(self, file: RemoteFile) -> bool:
@@ -57,10 +59,14 @@ class Folder:
         if not (file.digest or file.size is not None) and record["url"] != file.url:
             return False
         place = self.path / record["file"]
-        return place.is_dir() if "files" in record else place.is_file() and place.stat().st_size == record["size"]
+        if "files" in record:
+            return place.is_dir() and count_files(place) == record["files"]
+        return place.is_file() and place.stat().st_size == record["size"]
 
     def finish(self, file: RemoteFile, draft: Path, place: str, record: Record) -> None:
         """Puts a file, or a folder, in its place: noted first, so that it is never there unknown.
+
+        What was there before goes away before that, so that nobody takes it for what is noted.
 
         Raises:
             DiskFault: It cannot be written.
@@ -72,10 +78,12 @@ class Folder:
         make_folder(final.parent)
         try:
             with self._guard:
+                if final.exists():
+                    make_folder(self._aside)
+                    os.rename(final, self._aside / "old")
+                    remove(self._aside)
                 self._append(entry)
-                if final.is_dir():
-                    shutil.rmtree(final)
-                os.replace(draft, final)
+                move(draft, final)
                 self.records[_key(file)] = entry
         except OSError as error:
             raise disk_fault(final, error) from error
@@ -93,7 +101,7 @@ class Folder:
         draft = self.incoming / "manifest.json"
         try:
             draft.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(draft, self.path / "manifest.json")
+            move(draft, self.path / "manifest.json")
         except OSError as error:
             raise disk_fault(self.path / "manifest.json", error) from error
         self._journal_path.unlink(missing_ok=True)
@@ -158,6 +166,11 @@ class Folder:
 def identity(corpus: str, subset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What may not change while a folder is filled."""
     return {"corpus": corpus, "subset": subset, "settings": dict(settings)}
+
+
+def count_files(folder: Path) -> int:
+    """The number of files in a folder, to any depth."""
+    return sum(path.is_file() for path in folder.rglob("*"))
 
 
 def _key(file: RemoteFile) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from huggingface_hub import HfApi, RepoFile, constants, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
@@ -15,7 +15,7 @@ from huggingface_hub.utils import build_hf_headers
 
 from flame.data.download.faults import Unreachable
 from flame.data.download.registry import Corpus
-from flame.data.download.remote import RemoteFile, answers, read_whole
+from flame.data.download.remote import RemoteFile, answers, check_url, read_whole
 from flame.errors import DataError
 
 
@@ -114,16 +114,30 @@ def _folder(pattern: str) -> str:
 
 def _list_paths(corpus: Corpus, split: str) -> list[RemoteFile]:
     (url,) = corpus.names(split)
+    own = {check_url(place).scheme for place in (url, corpus.base) if place}
     content = read_whole(RemoteFile(split, "paths", url))
     try:
         lines = (gzip.decompress(content) if url.endswith(".gz") else content).decode().split()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{url} is not a list of paths ({error}): try again") from error
-    return [_from_url(corpus, split, corpus.base + line) for line in lines]
+    files = [_from_url(corpus, split, corpus.base + line) for line in lines]
+    for file in files:
+        _check_listed(file.url, url, corpus.base, own)
+    return files
+
+
+def _check_listed(address: str, source: str, base: str, own: set[str]) -> None:
+    """A list is written by others: it may not point to files of this machine, nor ``base`` run on into another host."""
+    parts = check_url(address)
+    is_web = parts.scheme in ("http", "https")
+    if not (is_web or parts.scheme in own) or (not is_web and "::" in address):
+        raise DataError(f"{source} lists '{address}', which is neither http(s) nor where the list itself is")
+    if base and parts.netloc != check_url(base).netloc:
+        raise DataError(f"{source} lists '{address}', which is not below '{base}': end base with '/'")
 
 
 def _from_url(corpus: Corpus, split: str, url: str) -> RemoteFile:
-    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    name = PurePosixPath(unquote(check_url(url).path)).name
     return RemoteFile(split, name, url, digest=corpus.checksums.get(name, ""))
 
 

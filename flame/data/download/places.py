@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from flame.data.download.documents import check_format
+from flame.data.download.documents import FORMATS, check_format
 from flame.data.download.registry import Corpus
 from flame.data.download.remote import RemoteFile
+from flame.data.suffixes import stem_of
 from flame.errors import DataError
 
-_SUFFIXES = (".gz", ".zst", ".tgz", ".tar", ".parquet", ".jsonl", ".ndjson", ".json", ".txt", ".wet", ".warc")
+_LONGEST = 240  # bytes of a name: disks know 255, and files under way are called NAME.part.json
 
 
 def place_of(file: RemoteFile, kind: str) -> str:
     """The parquet file, or the folder, that a file of some format becomes: ``train/00.parquet``."""
-    name = file.name
-    for suffix in _SUFFIXES:
-        name = name.removesuffix(suffix)
+    name = stem_of(file.name, FORMATS).removesuffix(".warc")
     return str(PurePosixPath(file.split, file.path).with_name(name if kind == "archive" else f"{name}.parquet"))
 
 
@@ -31,6 +30,8 @@ def check_places(corpus: Corpus, files: Sequence[RemoteFile]) -> None:
         parts = PurePosixPath(file.path).parts
         if not parts or file.path.startswith("/") or any(part.startswith(".") for part in parts):
             raise DataError(f"{file.url}: '{file.path}' is no place for a file")
+        if any(len(part.encode()) > _LONGEST for part in parts):
+            raise DataError(f"{file.url}: '{file.path}' has a name of more than {_LONGEST} bytes, leave the file out")
         place = place_of(file, check_format(file.name, corpus))
         other = taken.setdefault(place, file)
         if other is not file:

@@ -51,7 +51,11 @@ class Corpus:
         return {"text_column": self.text_column, "columns": list(self.columns), "separator": self.separator}
 
     def names(self, split: str) -> list[str]:
-        """The patterns, URLs or path list of a split, ``{subset}`` and ranges written out."""
+        """The patterns, URLs or path list of a split, ``{subset}`` and ranges written out.
+
+        Raises:
+            ConfigError: A range counts down.
+        """
         written = self.files[split] if self.files else [self.paths[split]]
         return [name for pattern in written for name in _expand(pattern.replace(_SUBSET, self.subset))]
 
@@ -135,5 +139,7 @@ def _expand(pattern: str) -> list[str]:
     if not found:
         return [pattern]
     first, last = found.groups()
+    if int(first) > int(last):
+        raise ConfigError(f"'{pattern}' of the registry counts down: write {{{last}..{first}}}")
     numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     return [name for number in numbers for name in _expand(pattern[: found.start()] + number + pattern[found.end() :])]

@@ -9,15 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Protocol, cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import fsspec
 
 from flame import __version__
 from flame.data.download.faults import FileFault, Unreachable
+from flame.errors import DataError
 
 _PATIENCE = 60.0  # seconds without a byte
 _BRIEF_PATIENCE = 10.0
+_STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated")
+_WEB = ("http", "https")
 _PASSING = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524)
 _REFUSED = (401, 403)
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
@@ -97,8 +100,8 @@ def open_remote(file: RemoteFile, start: int = 0, version: str = "", patience: f
         NothingThere: The file ends before ``start``.
         FileFault: The file does not exist, or is not to be had without permission.
     """
-    if urlsplit(file.url).scheme not in ("http", "https"):
-        yield _open_filesystem(file, start)
+    if urlsplit(file.url).scheme not in _WEB:
+        yield _open_filesystem(file, start, version)
         return
     request = urllib.request.Request(file.url)
     request.add_header("Accept-Encoding", "identity")
@@ -118,6 +121,24 @@ def open_remote(file: RemoteFile, start: int = 0, version: str = "", patience: f
         raise PassingFault(f"cannot reach {_host(file.url)} ({_reason(error)})", connected=False) from error
     except (http.client.HTTPException, OSError) as error:
         raise PassingFault(f"{_host(file.url)} broke off ({_reason(error)})") from error
+
+
+def check_url(url: str) -> SplitResult:
+    """Splits an address that ``open_remote`` can open; one without a scheme is a file of this machine.
+
+    Raises:
+        DataError: It is none.
+    """
+    try:
+        parts = urlsplit(url)
+        is_fit = parts.scheme not in _WEB or bool(parts.hostname and url.isascii() and parts.port != 0)
+    except ValueError as error:
+        raise DataError(f"'{url}' is no address ({error}): mend the registry") from error
+    if not is_fit or any(sign.isspace() for sign in url):
+        raise DataError(f"'{url}' is no address: name a host, and write other signs than ASCII as %..")
+    if parts.scheme and parts.scheme not in (*_WEB, *fsspec.available_protocols()):
+        raise DataError(f"'{url}' is no address: '{parts.scheme}' is none of http, https, s3, gs, file and their like")
+    return parts
 
 
 def answers(url: str) -> bool:
@@ -188,10 +209,14 @@ def _explained(error: urllib.error.HTTPError, file: RemoteFile) -> Exception:
     )
 
 
-def _open_filesystem(file: RemoteFile, start: int) -> Answer:
+def _open_filesystem(file: RemoteFile, start: int, version: str) -> Answer:
     try:
         system, path = fsspec.core.url_to_fs(file.url)
-        size = int(system.size(path))
+        info = system.info(path)
+        size = int(info["size"])
+        stamp = next((str(info[key]) for key in _STAMPS if info.get(key)), "")
+        if version and version != stamp:
+            start = 0
         if start > size:
             raise NothingThere(size)
         stream = cast(BinaryIO, system.open(path, "rb"))
@@ -202,7 +227,7 @@ def _open_filesystem(file: RemoteFile, start: int) -> Answer:
         raise FileFault(f"{file.url}: {error}") from error
     except OSError as error:
         raise PassingFault(f"{file.url} cannot be read ({_reason(error)})", connected=False) from error
-    return Answer(stream, start, size, "")
+    return Answer(stream, start, size, stamp)
 
 
 def _host(url: str) -> str:

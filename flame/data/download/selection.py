@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from flame.data.download.remote import RemoteFile, size_of
 from flame.errors import ConfigError, DataError
 
-_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 _SHARDS = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -20,8 +20,8 @@ def parse_size(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if not found or (found[3] and not found[2]):
         raise ConfigError(f"--max-bytes '{text}' is not a size such as 500MB or 1.5GiB")
-    unit = _UNITS[found[2].upper()]
-    size = int(float(found[1]) * (1024 ** round(len(str(unit)) / 3.1) if found[3] else unit))
+    base = 1024 if found[3] else 1000
+    size = int(float(found[1]) * base ** _POWERS[found[2].upper()])
     if not size:
         raise ConfigError("--max-bytes must be more than 0")
     return size

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 import threading
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 from flame.data.download.faults import DamagedFile, FileFault, Unreachable, disk_fault
 from flame.data.download.remote import Answer, NothingThere, PassingFault, RemoteFile, open_remote
+from flame.files import move
 
 _CHUNK = 1 << 16
 _LONGEST_WAIT = 60.0  # seconds
@@ -139,6 +139,9 @@ class _Part:
             return
         # With a checksum the bytes themselves tell whether the file has changed; a mirror's ETag need not be steady.
         version = "" if self._file.digest else note.get("version", "")
+        if self.size and not (self._file.digest or version):
+            self.drop()  # nothing could tell whether these bytes and those to come are of one file
+            self._start_hash()
         try:
             with open_remote(self._file, self.size, version) as answer:
                 self._link.connected = True
@@ -197,9 +200,8 @@ class _Part:
 
     def rename(self, target: Path) -> None:
         try:
-            with open(self._path, "ab") as file:
-                os.fsync(file.fileno())
-            os.replace(self._path, target)
+            self._path.touch()  # a file without a byte has not been opened
+            move(self._path, target)
         except OSError as error:
             raise disk_fault(target, error) from error
         self._note.unlink(missing_ok=True)
@@ -248,7 +250,7 @@ class _Part:
         try:
             draft = self._note.with_suffix(".new")
             draft.write_text(json.dumps(note))
-            os.replace(draft, self._note)
+            move(draft, self._note)
         except OSError as error:
             raise disk_fault(self._note, error) from error
 

@@ -18,7 +18,9 @@ same command goes on where it was, and the result is the same.
 
 docs/prepare.md says more."""
 _FLAGS = ("restart", "dry_run", "list", "help")
-_PACKAGES = ("datatrove", "ftfy", "inscriptis", "py3langid", "regex", "trafilatura", "warcio")
+_PACKAGES = (
+    *("datatrove", "ftfy", "inscriptis", "lxml", "lxml_html_clean", "py3langid", "regex", "trafilatura", "warcio"),
+)
 
 
 def main(argv: list[str]) -> int | None:

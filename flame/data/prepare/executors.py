@@ -1,10 +1,9 @@
-"""Running stages: processes of this machine, Slurm or Ray, all of them datatrove's."""
+"""Running stages: processes of this machine or Ray, both of them datatrove's."""
 
 import concurrent.futures as futures
 import multiprocessing
 import multiprocessing.connection
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -16,7 +15,6 @@ from typing import Any
 
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
-from datatrove.executor.slurm import SlurmPipelineExecutor
 from tqdm import tqdm
 
 from flame.data.prepare import progress
@@ -56,44 +54,6 @@ def run_locally(stages: list[Stage], work: Path, options: Executor, check: Calla
             check(stage)
 
 
-def submit_to_slurm(stages: list[Stage], work: Path, options: Executor) -> str:
-    """Submits every stage as a job array that waits for the one before it.
-
-    Returns:
-        The id of the last job.
-
-    Raises:
-        ConfigError: There is no sbatch here, or no partition is named.
-    """
-    slurm = options.slurm
-    if not slurm.partition:
-        raise ConfigError('executor.kind = "slurm" needs a partition: set executor.slurm.partition')
-    if shutil.which("sbatch") is None:
-        raise ConfigError('executor.kind = "slurm" needs the command sbatch: run this on a login node of the cluster')
-    previous: SlurmPipelineExecutor | None = None
-    for stage in stages:
-        previous = SlurmPipelineExecutor(
-            pipeline=stage.steps,  # pyright: ignore[reportArgumentType]  steps are what it wants
-            tasks=stage.tasks,
-            workers=options.workers or -1,
-            time=slurm.time,
-            partition=slurm.partition,
-            cpus_per_task=slurm.cpus_per_task,
-            mem_per_cpu_gb=slurm.mem_per_cpu_gb,
-            qos=slurm.qos,
-            job_name=f"prepare-{stage.name}",
-            env_command=slurm.setup,
-            sbatch_args=dict(_named(argument) for argument in slurm.sbatch_args),
-            max_array_size=slurm.max_array_size,
-            mail_type="NONE",
-            logging_dir=str(_logs(stage, work)),
-            depends=previous,
-        )
-    assert previous is not None
-    previous.run()
-    return str(previous.job_id)
-
-
 def run_on_ray(stages: list[Stage], work: Path, options: Executor, check: Callable[[Stage], None]) -> None:
     """Runs stages one after the other on a Ray cluster; see ``run_locally``.
 
@@ -114,11 +74,11 @@ def run_on_ray(stages: list[Stage], work: Path, options: Executor, check: Callab
             workers=options.workers or -1,
             cpus_per_task=options.ray.cpus_per_task,
             mem_per_cpu_gb=options.ray.mem_per_cpu_gb,
-            logging_dir=str(_logs(stage, work)),
+            logging_dir=str(logs_of(stage, work)),
         )
         executor.run()
         if missing := executor.get_incomplete_ranks():
-            raise DataError(f"{stage.title}: {len(missing)} of {stage.tasks} tasks failed, see {_logs(stage, work)}")
+            raise DataError(f"{stage.title}: {len(missing)} of {stage.tasks} tasks failed, see {logs_of(stage, work)}")
         check(stage)
 
 
@@ -130,7 +90,7 @@ def _run_stage(stage: Stage, work: Path, pool: futures.ProcessPoolExecutor, slot
     executor = LocalPipelineExecutor(
         pipeline=stage.steps,  # pyright: ignore[reportArgumentType]
         tasks=stage.tasks,
-        logging_dir=str(_logs(stage, work)),
+        logging_dir=str(logs_of(stage, work)),
     )
     tasks = {pool.submit(_run_task, executor, rank) for rank in ranks}
     layout = "{desc:<24}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
@@ -164,7 +124,7 @@ def _finish(task: futures.Future[None], stage: Stage, work: Path) -> None:
             f"{stage.title}: {error.strerror or error}{where}: make room or mend it, and run the same command again"
         ) from error
     except Exception as error:
-        error.add_note(f"in stage '{stage.title}'; its tasks write to {_logs(stage, work)}") if hasattr(
+        error.add_note(f"in stage '{stage.title}'; its tasks write to {logs_of(stage, work)}") if hasattr(
             error, "add_note"
         ) else None
         raise
@@ -210,18 +170,14 @@ def _end_with_parent() -> None:
 
 
 def _incomplete(stage: Stage, work: Path) -> list[int]:
-    folder = _logs(stage, work) / "completions"
+    folder = logs_of(stage, work) / "completions"
     done = set(os.listdir(folder)) if folder.is_dir() else set()
     return [rank for rank in range(stage.tasks) if f"{rank:05d}" not in done]
 
 
-def _logs(stage: Stage, work: Path) -> Path:
+def logs_of(stage: Stage, work: Path) -> Path:
+    """Where the tasks of a stage log, and say that they are done."""
     return work / "logs" / stage.name
-
-
-def _named(argument: str) -> tuple[str, str]:
-    name, _, value = argument.partition("=")
-    return name.strip().lstrip("-"), value.strip()
 
 
 def _cores() -> int:

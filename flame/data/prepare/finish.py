@@ -10,7 +10,7 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 
 from flame.data.prepare.builder import PLAN
-from flame.data.prepare.documents import atomic, write_json
+from flame.data.prepare.documents import DRAFTS, atomic, write_json
 from flame.data.prepare.job import PrepareJob
 from flame.data.prepare.reading.plan import Plan
 from flame.data.prepare.reporting.collect import collect
@@ -64,9 +64,11 @@ class Finish(PipelineStep):
 
 
 def clean_up(job: PrepareJob, work: Path) -> None:
-    """Removes intermediate files, which may be as large as the corpus."""
+    """Removes intermediate files, which may be as large as the corpus, and what killed tasks were writing."""
     if not job.executor.keep_work:
         shutil.rmtree(work / "files", ignore_errors=True)
+    for draft in [*work.rglob(DRAFTS), *work.parent.glob(DRAFTS)]:
+        draft.unlink(missing_ok=True)
 
 
 def nothing_left(found: dict[str, Any]) -> str:

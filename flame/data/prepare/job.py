@@ -16,6 +16,8 @@ STEPS = (
     *("exact", "minhash", "decontaminate"),
 )
 """Steps that an input can be spared."""
+OWN_COLUMNS = ("source", "language", "score", "markup")
+"""Keys of a document's metadata that mean something to the steps."""
 
 
 @dataclass
@@ -32,13 +34,13 @@ class Input:
     """`parquet`, `jsonl`, `lines`, `txt` (a file is a document), `html` or `warc` (also WET); empty to tell by name."""
 
     exclude: list[str] = field(default_factory=list)
-    """Glob patterns of files to leave out."""
+    """Glob patterns of files to leave out, at any depth below the part of `path` that is no pattern."""
 
     text_column: str = ""
     """Column that holds the text; empty for the first of `text` and `content`."""
 
     columns: list[str] = field(default_factory=list)
-    """Further columns to carry along to parquet output."""
+    """Further columns to carry along to parquet output; not `source`, `language`, `score` or `markup`."""
 
     skip: list[str] = field(default_factory=list)
     """Steps that this input passes untouched, such as `gopher_quality`; `filters` for all quality filters."""
@@ -58,6 +60,12 @@ class Input:
         for step in self.skip:
             if step not in ("filters", *STEPS):
                 raise ConfigError(f"inputs.skip names '{step}', which is no step.{closest(step, ('filters', *STEPS))}")
+        for column in self.columns:
+            if column in OWN_COLUMNS:
+                raise ConfigError(
+                    f"inputs.columns names '{column}', which is what flame calls a column of its own: leave it out "
+                    "(the files may have it), or rename it in the files to carry it along."
+                )
         if self.limit < 0:
             raise ConfigError(f"inputs.limit = {self.limit} must be 0 or more.")
 

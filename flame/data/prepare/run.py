@@ -6,12 +6,13 @@ from pathlib import Path
 from flame.data.encoder import tokenizer_fingerprint
 from flame.data.prepare.builder import PLAN, Stage
 from flame.data.prepare.documents import atomic
-from flame.data.prepare.executors import run_locally, run_on_ray, submit_to_slurm
+from flame.data.prepare.executors import run_locally, run_on_ray
 from flame.data.prepare.finish import clean_up, finished, nothing_left
 from flame.data.prepare.job import PrepareJob
 from flame.data.prepare.reading.plan import Plan, make_plan
 from flame.data.prepare.reporting.collect import collect
 from flame.data.prepare.reporting.markdown import size, summary_of
+from flame.data.prepare.slurm import check_no_jobs, submit_to_slurm
 from flame.data.prepare.stages import build_stages
 from flame.data.prepare.state import STATE, absolute, alone, claim, forget
 from flame.errors import ConfigError, DataError
@@ -49,6 +50,8 @@ def _prepare(job: PrepareJob, output: Path, is_restart: bool, is_dry: bool) -> i
         _say(plan, build_stages(job, plan, work))
         return 0
     with alone(output):
+        if finished(output) is None:
+            check_no_jobs(work)
         if is_restart:
             forget(output)
         claim(job, output, fingerprint)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from flame.data.shards.atomic import Draft
 from flame.errors import DataError
+from flame.files import Draft
 
 MANIFEST = "tokens.json"
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}

@@ -6,9 +6,9 @@ from types import TracebackType
 import numpy as np
 import xxhash
 
-from flame.data.shards.atomic import Draft
 from flame.data.shards.manifest import DTYPES, OFFSETS, ShardEntry, TokenizerIdentity
 from flame.errors import DataError
+from flame.files import Draft
 
 
 class TokenShardWriter:

@@ -32,6 +32,9 @@ def find_text_column(
 ) -> str | None:
     """Finds the source's text column; None if no text is needed.
 
+    Where the encoder wants whole records, text has to be in all of them only if the job names its column: rows of text
+    and conversations may stand side by side, and a conversation may have a side column of text.
+
     Args:
         config: What the job says about the source.
         columns: The record keys that are needed, ``"text"`` standing for the text column; None for all.
@@ -49,11 +52,15 @@ def find_text_column(
         raise DataError(
             f"{where} has no column '{config.text_column}', only {', '.join(found)}: set text_column.{hint}"
         )
+    if columns is None:
+        return config.text_column or None
+    if TEXT not in columns:
+        return None
     usual = next((column for column in _USUAL_TEXT_COLUMNS if column in found), None)
     chosen = config.text_column or usual
-    if chosen is None and TEXT in (columns or ()):
+    if chosen is None:
         raise DataError(f"{where} has no column 'text' or 'content', only {', '.join(found)}: set text_column to one")
-    return chosen if columns is None or TEXT in columns else None
+    return chosen
 
 
 def find_ids_column(config: SourceConfig, found: Sequence[str], where: str) -> str:

@@ -1,6 +1,6 @@
 """Several sources as one collection of documents (cf. nanochat's TaskMixture and TaskSequence)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -50,6 +50,25 @@ class ConcatenatedSource:
                 records[place] = record
         return [record for record in records if record is not None]
 
+    @property
+    def read_tokens(self) -> Callable[[Sequence[int] | np.ndarray], tuple[np.ndarray, np.ndarray]] | None:
+        """``read`` without an object per document, if all sources have it; see ``DocumentSource``."""
+        return self._read_tokens if all(hasattr(source, "read_tokens") for source in self.sources) else None
+
+    def _read_tokens(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shares = self._shares(indices)
+        parts = [self.sources[number].read_tokens(own) for number, _, own in shares]  # type: ignore[attr-defined]
+        lengths = np.zeros(len(indices), np.int64)
+        for (_, places, _), (_, own) in zip(shares, parts, strict=True):
+            lengths[places] = own
+        stops = np.cumsum(lengths)
+        tokens = np.empty(int(lengths.sum()), np.int32)
+        for (_, places, _), (held, own) in zip(shares, parts, strict=True):
+            # Where in `tokens` every token of this source goes: runs of its documents, one after the other.
+            starts = (stops - lengths)[places] - (np.cumsum(own) - own)
+            tokens[np.repeat(starts, own) + np.arange(len(held))] = held
+        return tokens, lengths
+
     def prefetch(self, indices: Sequence[int]) -> None:
         """Passes the hint on to the sources."""
         for number, _, own in self._shares(indices):
@@ -60,7 +79,7 @@ class ConcatenatedSource:
         number = self.source_of(index)
         return self.sources[number].where(index - int(self.starts[number]))
 
-    def _shares(self, indices: Sequence[int]) -> list[tuple[int, list[int], list[int]]]:
+    def _shares(self, indices: Sequence[int] | np.ndarray) -> list[tuple[int, list[int], list[int]]]:
         """What every source has to do: its number, the places in ``indices``, and its own document numbers."""
         wanted = np.asarray(indices, np.int64)
         numbers = np.searchsorted(self.starts, wanted, side="right") - 1

@@ -119,5 +119,7 @@ def choose_columns(source: LineFiles, config: SourceConfig, columns: Sequence[st
     found = source.columns()
     if found:  # if no row could be read at all, the policy for bad rows decides
         source.text_column = find_text_column(config, columns, list(found), config.path)
-    elif columns is None or TEXT in columns:
+    elif columns is None:
+        source.text_column = config.text_column or None
+    elif TEXT in columns:
         source.text_column = config.text_column or TEXT

@@ -7,6 +7,7 @@ from typing import Any
 from flame.data.shards.manifest import TokenizerIdentity
 from flame.data.sources.columns import SourceConfig as SourceConfig
 from flame.data.sources.files import check_format, find_files, is_local, is_remote
+from flame.data.sources.keys import refuse_unused
 from flame.data.sources.layout import WithLayout
 from flame.data.sources.line_files import IndexedFile, LineFiles, choose_columns
 from flame.data.sources.line_index import index_lines
@@ -51,7 +52,6 @@ def open_source(
     source = _open(config, columns, max_document_bytes, tokenizer)
     if not len(source):
         raise DataError(f"'{config.path}' holds no documents: check data.sources path, split and data_files")
-    _refuse_unused(config, source)
     return WithLayout(source, config.layout) if config.layout else source
 
 
@@ -70,6 +70,7 @@ def _open(
     if config.format == "builtin" or path.startswith(_BUILTIN):
         if config.streaming or config.format not in ("", "builtin"):
             raise DataError(f"'{path}' is text on this machine: set streaming = false and leave format out")
+        refuse_unused(config, "builtin")
         files = corpus_files(path.removeprefix(_BUILTIN), config.split)
         return TextFiles(path, files, max_document_bytes)
     if is_remote(path):
@@ -79,16 +80,19 @@ def _open(
     if config.format == "hub" or not (is_builder or is_local(path)):
         if config.format not in ("", "hub", "packed", "parquet"):
             raise DataError(f"no file or folder '{path}' of format {config.format}: check data.sources path and format")
+        refuse_unused(config, "hub")
         if config.streaming:
             return open_streamed(config, columns, tokenizer)
         return open_hub(config, columns, vocab_size)
     if config.streaming:
         raise DataError(f"'{path}' is local: set streaming = false")
     if is_saved_dataset(Path(path).expanduser()):
+        refuse_unused(config, "saved")
         return open_saved(config, columns, vocab_size)
     _refuse_split(config)
     wanted = config.format or (_BUILDERS[path] if is_builder else "")
     found, files = find_files("" if is_builder else path, config.data_dir, config.data_files, wanted)
+    refuse_unused(config, found)
     infos = [info for file in files if (info := LocalStorage().info(str(file))) is not None]
     note_changes(config, infos)
     if found in ("parquet", "packed"):
@@ -122,17 +126,6 @@ def _open_lines(
     if is_json and len(source):
         choose_columns(source, config, columns)
     return source
-
-
-def _refuse_unused(config: SourceConfig, source: DocumentSource) -> None:
-    """Refuses what the job says of a source that it is not."""
-    is_bin = isinstance(source, TokenShards)
-    if config.token_dtype and not is_bin:
-        raise DataError(f"'{config.path}': token_dtype is for .bin files only, take it out")
-    if config.text_column and is_bin:
-        raise DataError(f"'{config.path}' is of token ids, which have no columns: take text_column out")
-    if config.layout and source.tokenized:
-        raise DataError(f"'{config.path}' is of token ids: layout is for conversations, take it out")
 
 
 def _refuse_split(config: SourceConfig) -> None:

@@ -43,7 +43,8 @@ class DocumentSource(Protocol):
     """Documents with random access; picklable, so that worker processes can read it too.
 
     A tokenized source may also have ``read_tokens(indices)``: the ids of these documents one after the other, int32
-    ``[tokens]``, and the length of each, int64 ``[len(indices)]``. It is ``read`` without an object per document.
+    ``[tokens]``, and the length of each, int64 ``[len(indices)]``. It is ``read`` without an object per document; None
+    stands for not having it.
     """
 
     name: str

@@ -35,7 +35,7 @@ class Lanes:
     """A dataloader's state: a small tensor for each lane that this rank reads."""
 
     def __init__(self, lanes: range) -> None:
-        self.lanes = {f"lane_{lane:06d}": torch.full((2,), lane) for lane in lanes}
+        self.lanes = {f"place_{lane:06d}": torch.full((2,), lane) for lane in lanes}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """This rank's lanes."""

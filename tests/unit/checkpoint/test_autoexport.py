@@ -42,7 +42,7 @@ def test_the_last_step_is_exported_when_training_has_ended(tmp_path: Path, expor
     made = exporter(tmp_path, [10, 20, 30], dtype="bfloat16", max_shard_size="1GB")
     complete(made, 10, 20, 30)
     assert exported == []
-    made.finish(30)
+    made.finish(30, is_over=True)
     assert exported == [("step-30", "step-30", {"dtype": "bfloat16", "max_shard_size": "1GB", "loss": 1.5})]
     assert made.last == tmp_path / "hf" / "step-30"
     assert (tmp_path / "hf" / "latest").resolve() == made.last
@@ -52,31 +52,36 @@ def test_an_interval_exports_on_the_way_and_the_last_once(tmp_path: Path, export
     made = exporter(tmp_path, [10, 15, 20, 30], interval=10)
     complete(made, 10, 15, 20, 30)
     assert [call[0] for call in exported] == ["step-10", "step-20"]
-    made.finish(30)
-    made.finish(30)
+    made.finish(30, is_over=True)
+    made.finish(30, is_over=True)
     assert [call[0] for call in exported] == ["step-10", "step-20", "step-30"]
 
 
 def test_a_run_that_ended_early_exports_nothing(tmp_path: Path, exported: list) -> None:
     made = exporter(tmp_path, [10])
-    made.finish(10)
+    made.finish(10, is_over=False)
     assert exported == [] and made.last is None
 
 
+def test_a_run_whose_data_ended_exports_the_step_it_reached(tmp_path: Path, exported: list) -> None:
+    exporter(tmp_path, [17]).finish(17, is_over=True)
+    assert [call[0] for call in exported] == ["step-17"]
+
+
 def test_a_last_step_that_was_not_saved_exports_nothing(tmp_path: Path, exported: list) -> None:
-    exporter(tmp_path, [20]).finish(30)
+    exporter(tmp_path, [20]).finish(30, is_over=True)
     assert exported == []
 
 
 def test_nothing_is_exported_when_it_is_off(tmp_path: Path, exported: list) -> None:
     made = exporter(tmp_path, [10, 30], enable=False, interval=10)
     complete(made, 10, 30)
-    made.finish(30)
+    made.finish(30, is_over=True)
     assert exported == []
 
 
 def test_a_finished_run_started_again_names_its_export(tmp_path: Path, exported: list) -> None:
     (tmp_path / "hf" / "step-30").mkdir(parents=True)
     made = exporter(tmp_path, [30])
-    made.finish(30)
+    made.finish(30, is_over=True)
     assert exported == [] and made.last == tmp_path / "hf" / "step-30"

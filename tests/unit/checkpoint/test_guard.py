@@ -80,6 +80,9 @@ def test_a_return_that_helped_nothing_goes_further_back_and_returns_are_counted(
     assert guard.judge(7, math.inf, 1.0) is Verdict.ROLL_BACK and guard.newest_usable() == 5
     guard.went_back(4)
     assert guard.rate_scale == 0.25
+    resumed = Guard(guard.config)
+    resumed.load_state_dict(guard.state_dict())
+    assert resumed.newest_usable() == guard.newest_usable() == 3
     assert guard.judge(5, math.inf, 1.0) is Verdict.SKIP
     assert guard.judge(6, math.inf, 1.0) is Verdict.SKIP
     with pytest.raises(TrainingDiverged, match="3 such steps in a row"):

@@ -51,7 +51,7 @@ def _two_ranks(rank: int, folder: Path) -> None:
     loader = Run(folder / "one", _sharded(), lanes)
     assert loader.manager.load()
     loaded = _full(loader.model)
-    assert list(loader.lanes.lanes) == [f"lane_{lane:06d}" for lane in lanes]
+    assert list(loader.lanes.lanes) == [f"place_{lane:06d}" for lane in lanes]
     assert all(int(lane[0]) == number for number, lane in zip(lanes, loader.lanes.lanes.values(), strict=True))
 
     init = Run(folder / "fresh", _sharded(tied=True), initial_load_in_hf=True, initial_load_path=str(folder / "hf"))
@@ -92,7 +92,7 @@ def test_one_process_resumes_what_two_saved(two_ranks):
     assert run.manager.load()
     weights = torch.load(two_ranks / "results.pt")["weights"]
     assert all(torch.equal(run.model.state_dict()[name], weights[name]) for name in weights)
-    assert list(run.lanes.lanes) == [f"lane_{lane:06d}" for lane in range(4)]
+    assert list(run.lanes.lanes) == [f"place_{lane:06d}" for lane in range(4)]
     assert [int(lane[0]) for lane in run.lanes.lanes.values()] == [0, 1, 2, 3]
     assert run.counter.step == 2
     run.train(1)

@@ -14,7 +14,7 @@ from flame.data.streams import TokenStream
 Data = partial(DataSection, lanes_per_row=3)
 Dataloader = type(Training().dataloader)
 
-__all__ = ["Data", "Dataloader", "ListSource", "Source", "document", "make_stream"]
+__all__ = ["Data", "Dataloader", "ListEncoder", "ListSource", "Source", "TokenSource", "document", "make_stream"]
 
 
 def document(number: int) -> str:
@@ -41,6 +41,21 @@ class ListSource:
 
     def where(self, index) -> str:
         return f"list, row {index + 1}"
+
+
+class TokenSource(ListSource):
+    """The same as a tokenized source, in blocks."""
+
+    tokenized = True
+
+    def __init__(self, documents, block=1):
+        super().__init__(documents)
+        self.block = block
+        self.most_read = 0
+
+    def read(self, indices) -> list:
+        self.most_read = max(self.most_read, len(indices))
+        return [{"input_ids": np.array(self.documents[i], np.int32)} for i in indices]
 
 
 class ListEncoder:

@@ -36,10 +36,13 @@ def test_rows_of_an_ended_source_go_to_the_others_by_their_weights():
     assert mixture.choose(0, 0, frozenset(range(4))) is None
 
 
-def test_nothing_is_left_when_all_sources_with_a_weight_have_ended():
-    mixture = Mixture((0.0, 1.0), 5, ((2, (1.0, 0.0)),))
-    assert mixture.choose(0, 0, frozenset({1})) is None
-    assert mixture.choose(0, 1, frozenset({1})) == 0
+def test_where_all_sources_of_a_stage_have_ended_the_others_have_its_rows_by_their_own_weights():
+    mixture = Mixture((0.0, 3.0, 1.0, 0.0), 5, ((5, (1.0, 0.0, 0.0, 0.0)), (1000, (0.0, 0.0, 1.0, 0.0))))
+    lanes = range(400)
+    by_weight = Counter(mixture.choose(lane, 20, frozenset({0})) for lane in lanes)
+    assert [by_weight[number] / 400 for number in range(4)] == pytest.approx([0, 0.75, 0.25, 0], abs=0.01)
+    assert {mixture.choose(lane, 2, frozenset({1, 2})) for lane in lanes} == {0}, "has a weight later"
+    assert mixture.choose(0, 20, frozenset({0, 1, 2})) is None, "the last one has none in any stage"
 
 
 def test_a_sequence_takes_the_first_source_that_has_not_ended():

@@ -37,6 +37,21 @@ def test_a_builtin_tokenizer_is_a_folder_that_transformers_loads(tokenizer, tmp_
     assert tokenizer.decode(ids) == text
 
 
+def test_two_processes_that_ask_at_once_have_a_thing_built_once(tmp_path):
+    code = (
+        "import os, sys, time; from pathlib import Path; from flame.tokenizer.cache import build_once\n"
+        "def build(draft):\n"
+        "    time.sleep(0.3); draft.write_text(str(os.getpid()))\n"
+        "print(build_once(Path(sys.argv[1]), build).read_text())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "thing")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in running]
+    assert outputs[0] == outputs[1] and int(outputs[0]) in [process.pid for process in running]
+    assert sorted(os.listdir(tmp_path)) == [".thing.lock", "thing"]  # and no draft is left beside it
+
+
+@pytest.mark.slow
 def test_two_processes_that_ask_at_once_get_the_same_tokenizer(tmp_path):
     code = (
         "import sys; from flame.tokenizer.load import load_tokenizer; "

@@ -85,6 +85,11 @@ def test_a_folder_is_replaced_only_when_asked_and_only_if_it_holds_a_tokenizer(c
     assert contents(target) == before
     assert train(target, corpus, "--overwrite") == 0
     assert contents(target) != before
+    (target / "model.safetensors").write_bytes(b"weights")
+    before = contents(target)
+    assert train(target, corpus, "--overwrite") == 2
+    assert "holds more than a tokenizer (model.safetensors), which --overwrite would remove" in capsys.readouterr().err
+    assert contents(target) == before
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     assert train(tmp_path / "thesis", corpus, "--overwrite") == 2

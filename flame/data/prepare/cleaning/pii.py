@@ -11,10 +11,11 @@ from flame.data.prepare.reporting.tally import Counting
 from flame.data.prepare.steps import CountedFilter
 
 # Bounded everywhere, and tried only where an address can begin: a long run of letters costs no more than its length.
-_LOCAL = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~.-"
+# The signs that addresses have in practice: quotes, braces, slashes and `=` belong to what stands around them.
+_LOCAL = r"A-Za-z0-9._%+-"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _EMAIL = re.compile(
-    rf"(?<![{_LOCAL}])[A-Za-z0-9!#$%&*+=?^_~][{_LOCAL}]{{0,63}}@(?:{_LABEL}\.){{1,8}}[A-Za-z]{{2,24}}\b"
+    rf"(?<![A-Za-z0-9])[A-Za-z0-9][{_LOCAL}]{{0,63}}@(?:{_LABEL}\.){{1,8}}[A-Za-z]{{2,24}}(?![A-Za-z0-9])"
 )
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IP = re.compile(rf"(?<![\w.])(?:{_OCTET}\.){{3}}{_OCTET}(?![\w]|\.\w)")

@@ -3,23 +3,31 @@
 import functools
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import regex
 
 from flame.data.prepare.cleaning.words import WORDS
 from flame.data.prepare.dedup.n_grams import n_gram_hashes
 
 _ASCII_WORDS = re.compile(r"\w+(?:'\w+)*", re.ASCII)
+_MARKS = regex.compile(r"\P{Canonical_Combining_Class=0}+")
 _SIEVE_BITS = 24
 
 
 def words_of(text: str) -> list[str]:
-    """Splits a text into lower-case words; punctuation does not count."""
-    text = text.lower()
+    """Splits a text into lower-case words; neither punctuation nor the Unicode form counts.
+
+    Evaluation sets are as their authors wrote them, documents as `[normalise]` left them: both are taken to NFKC here,
+    and lose the marks that have no composed letter.
+    """
+    if not text.isascii():
+        text = _MARKS.sub("", unicodedata.normalize("NFKC", text).lower())
     if text.isascii():
-        return _ASCII_WORDS.findall(text)
+        return _ASCII_WORDS.findall(text.lower())
     return [word for word in WORDS.word_tokenize(text.replace("’", "'")) if word[0].isalnum() or word[0] == "_"]
 
 
@@ -60,7 +68,8 @@ class ContaminationIndex:
         for number, words in enumerate(self._words):
             if len(words) >= shortest:
                 lengths.setdefault(min(n_grams, len(words)), []).append(number)
-        self._tables = [_Table(length, self._words, numbers) for length, numbers in sorted(lengths.items())]
+        sieve = np.zeros(1 << _SIEVE_BITS, bool)
+        self._tables = [_Table(length, self._words, numbers, sieve) for length, numbers in sorted(lengths.items())]
         self.looked_for = sum(map(len, lengths.values()))
         """How many texts are long enough."""
 
@@ -79,9 +88,11 @@ class ContaminationIndex:
 
 
 class _Table:
-    """The n-grams of one length, sorted by hash."""
+    """The n-grams of one length, sorted by hash; tables of all lengths share a sieve of the hashes that occur."""
 
-    def __init__(self, length: int, words: Sequence[Sequence[str]], texts: Sequence[int]) -> None:
+    def __init__(
+        self, length: int, words: Sequence[Sequence[str]], texts: Sequence[int], sieve: np.ndarray
+    ) -> None:
         self.length = length
         hashes = [n_gram_hashes(_word_hashes(words[text]), length) for text in texts]
         counts = [len(part) for part in hashes]
@@ -90,7 +101,7 @@ class _Table:
         starts = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
         order = np.lexsort((starts, owners, every))
         self.hashes, self.texts, self.starts = every[order], owners[order], starts[order]
-        self._sieve = np.zeros(1 << _SIEVE_BITS, bool)
+        self._sieve = sieve
         self._sieve[self.hashes >> np.uint64(64 - _SIEVE_BITS)] = True
 
     def candidates(self, word_hashes: np.ndarray) -> Iterator[tuple[int, int]]:

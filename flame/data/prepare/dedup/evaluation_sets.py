@@ -1,6 +1,7 @@
 """Evaluation sets: files of questions and answers, read once and written down as texts to look for."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,14 @@ def texts_of(path: str, columns: Sequence[str]) -> Iterator[EvaluationText]:
     Raises:
         DataError: It cannot be read, lacks a column or has a bad row.
     """
-    source = open_source(Source(path=path), list(columns) or None, _MAX_TEXT_BYTES)
+    try:
+        source = open_source(Source(path=path), list(columns) or None, _MAX_TEXT_BYTES)
+    except DataError as error:
+        # The hints are about [[data.sources]] of a training job.
+        reason = re.sub(r"[:,] (check|set) .*", "", str(error))
+        raise DataError(
+            f"decontaminate.sources names '{path}': {reason}; check the path, and decontaminate.columns = {list(columns)}"
+        ) from error
     name = Path(path).name
     for start in range(0, len(source), _ITEMS_AT_ONCE):
         records = source.read(range(start, min(start + _ITEMS_AT_ONCE, len(source))))

@@ -48,7 +48,7 @@ class ExactSignatures(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Hashes the documents."""
         digests, positions = bytearray(), array("Q")
-        for first, total, batch in _numbered(document_file(self.documents, rank)):
+        for first, total, batch in _numbered(document_file(self.documents, rank), bool(self.spared)):
             progress.report(rank, first / max(1, total))
             texts = batch["text"].cast(pa.large_binary()).to_pylist()
             chosen = range(len(texts))
@@ -63,12 +63,12 @@ class ExactSignatures(PipelineStep):
         save_array(self.folder / f"{rank:05d}.npy", signatures)
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, int, pa.Table]]:
+def _numbered(path: Path, has_metadata: bool) -> Iterator[tuple[int, int, pa.Table]]:
     """Yields the position of the first document of every row group, the number of all documents, and the group."""
     first = 0
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
-            batch = file.read_row_group(group, columns=["text", "metadata"])
+            batch = file.read_row_group(group, columns=["text", *(["metadata"] if has_metadata else [])])
             yield first, file.metadata.num_rows, batch
             first += batch.num_rows
 

@@ -144,15 +144,12 @@ def _files_of(number: int, given: Input) -> list[InputFile]:
         found = []
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"inputs.{number}.path = '{given.path}' cannot be listed: {error}") from error
-    kept = [
-        info
-        for info in found
-        if not any(fnmatch.fnmatch(info["name"], pattern) for pattern in map(_anywhere, given.exclude))
-    ]
+    base = _fixed_part(root)
+    kept = [info for info in found if not _is_excluded(info["name"], base, given.exclude)]
     if not kept and not given.optional:
         why = "every file is excluded" if found else "check the path, or set format"
         raise DataError(f"inputs.{number}.path = '{given.path}' has no files: {why}")
-    return [_planned(number, given, fs, _fixed_part(root), info) for info in kept]
+    return [_planned(number, given, fs, base, info) for info in kept]
 
 
 def _listed(fs: Any, root: str, any_suffix: bool) -> list[dict[str, Any]]:
@@ -173,7 +170,7 @@ def _planned(number: int, given: Input, fs: Any, root: str, info: dict[str, Any]
     told = given.format or format_of(path)
     if not told:
         raise DataError(f"cannot tell the format of {path} from its name: set inputs.{number}.format")
-    name = posixpath.relpath(path, root) if path != root else posixpath.basename(path)
+    name = _below(path, root)
     shown = path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path)
     return InputFile(number, shown, name, told, int(info["size"]), _stamp(info))
 
@@ -189,9 +186,20 @@ def _fixed_part(root: str) -> str:
     return "/".join(parts[: signs[0]]) if signs else root
 
 
-def _anywhere(pattern: str) -> str:
-    """Lets a relative pattern match at any depth, as in .gitignore."""
-    return pattern if pattern.startswith("/") else f"*/{pattern.removeprefix('**/')}"
+def _below(path: str, root: str) -> str:
+    """The path below the folder of its input."""
+    return posixpath.relpath(path, root) if path != root else posixpath.basename(path)
+
+
+def _is_excluded(path: str, root: str, patterns: list[str]) -> bool:
+    """Whether a pattern matches: a relative one below the input's folder at any depth, as in .gitignore."""
+    inside = "/" + _below(path, root)
+    return any(
+        fnmatch.fnmatch(path, pattern)
+        if pattern.startswith("/")
+        else fnmatch.fnmatch(inside, f"*/{pattern.removeprefix('**/')}")
+        for pattern in patterns
+    )
 
 
 def _expanded(path: str) -> str:

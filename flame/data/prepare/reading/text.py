@@ -55,7 +55,7 @@ def decode_page(data: bytes, declared: str = "") -> str:
     for encoding in ("utf-8", declared, _meta_charset(data), "cp1252"):
         try:
             return data.decode(encoding) if encoding else data.decode("utf-8")
-        except (UnicodeDecodeError, LookupError):
+        except (ValueError, LookupError):  # no codec of that name, a name that is none, or bytes that do not fit
             continue
     return data.decode("latin-1")
 

@@ -134,6 +134,10 @@ def _languages(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _clusters(notes: Path, kind: str) -> dict[str, Any]:
+    """Clusters by size in steps of powers of two (the key is the smallest of a step), and pairs to show."""
     sizes = _summed(_load(notes / f"{kind}_clusters")).get("sizes", {})
+    binned: dict[int, int] = defaultdict(int)
+    for cluster, number in sizes.items():
+        binned[1 << (int(cluster).bit_length() - 1)] += number
     pairs = [pair for rank in _load(notes / f"{kind}_pairs") for pair in rank]
-    return {"sizes": dict(sorted(sizes.items(), key=lambda entry: int(entry[0]))), "pairs": pairs[:_PAIRS]}
+    return {"sizes": {str(start): binned[start] for start in sorted(binned)}, "pairs": pairs[:_PAIRS]}

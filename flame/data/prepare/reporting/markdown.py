@@ -99,10 +99,15 @@ def _lengths(found: dict[str, Any]) -> str:
     unit = "bytes" if found["job"]["output"]["format"] == "parquet" else "tokens"
     most = max(lengths.values())
     rows = [
-        [f"{int(start):,} to {2 * int(start) - 1:,}", count(number), f"`{'█' * max(1, round(_BAR * number / most))}`"]
+        [_step(int(start)), count(number), f"`{'█' * max(1, round(_BAR * number / most))}`"]
         for start, number in lengths.items()
     ]
     return "## Lengths of the documents written\n\n" + table([unit, "documents", ""], rows)
+
+
+def _step(start: int) -> str:
+    """The numbers of a step of powers of two."""
+    return f"{start:,} to {2 * start - 1:,}" if start > 1 else str(start)
 
 
 def _clusters(found: dict[str, Any]) -> str:
@@ -111,7 +116,7 @@ def _clusters(found: dict[str, Any]) -> str:
     for kind, clusters in found.items():
         if not clusters["sizes"]:
             continue
-        rows = [[size_, count(number)] for size_, number in clusters["sizes"].items()]
+        rows = [[_step(int(start)), count(number)] for start, number in clusters["sizes"].items()]
         parts.append(f"## {titles[kind]}\n\n" + table(["documents in a cluster", "clusters"], rows))
         for pair in clusters["pairs"]:
             parts += [f"kept: {_example(pair['kept'])}", f"dropped: {_example(pair['dropped'])}"]

@@ -50,7 +50,11 @@ class Tally:
     def keep(self, document: Document) -> None:
         """Counts a document that goes on."""
         kept = self._kept[document.metadata.get("source", "")]
-        self._count(kept, document, self._counting.sample_kept)
+        if self._counting.sample_kept:
+            self._count(kept, document)
+        else:  # every document comes here once for every step
+            kept.documents += 1
+            kept.bytes += utf8_bytes(document.text)
 
     def drop(self, document: Document, reason: str, detail: str = "") -> None:
         """Counts a document that ends here, and keeps the first ones as examples."""
@@ -80,13 +84,13 @@ class Tally:
         }
         write_json(self._counting.notes / f"{rank:05d}.json", value)
 
-    def _count(self, count: "_Count", document: Document, is_sampled: bool = True) -> None:
+    def _count(self, count: "_Count", document: Document) -> None:
         text = document.text
         size = utf8_bytes(text)
         count.documents += 1
         count.bytes += size
         counting = self._counting
-        if is_sampled and counting.tokenizer and zlib.crc32(document.id.encode()) % counting.sample == 0:
+        if counting.tokenizer and zlib.crc32(document.id.encode()) % counting.sample == 0:
             sampled = text[:_SAMPLED_CHARACTERS]
             count.sampled_bytes += size if len(sampled) == len(text) else utf8_bytes(sampled)
             count.sampled_tokens += len(_tokenizer(counting.tokenizer).encode(sampled, add_special_tokens=False).ids)
@@ -97,7 +101,7 @@ def utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-@dataclass
+@dataclass(slots=True)
 class _Count:
     documents: int = 0
     bytes: int = 0

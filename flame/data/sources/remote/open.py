@@ -18,6 +18,7 @@ from flame.data.sources.columns import (
     find_text_column,
     needed_columns,
 )
+from flame.data.sources.keys import refuse_unused
 from flame.data.sources.line_files import choose_columns
 from flame.data.sources.records import DocumentSource
 from flame.data.sources.remote.footers import fetch_footer
@@ -41,6 +42,7 @@ def open_remote(
 ) -> DocumentSource:
     """Opens a source whose path is a URL; arguments and errors as in ``open_source``."""
     storage, found, files = find_remote(config.path, config.data_dir, config.data_files, config.format)
+    refuse_unused(config, found)
     note_changes(config, files)
     if found in ("parquet", "packed"):
         return _open_tables(config, storage, files, columns, tokenizer)

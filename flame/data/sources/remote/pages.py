@@ -16,6 +16,7 @@ _T = TypeVar("_T")
 _THREADS = 24
 _LONGEST_QUEUE = 1 << 14
 _DEFAULT_MIB = 256
+_PASSED_OVER = 16  # times as many pages as are read ahead: more than the lanes of a process are apart
 _VARIABLE = "FLAME_READ_AHEAD_MB"
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,8 @@ class Pages(Generic[_T]):
     """The pages of one source in this process.
 
     Pages take at most 256 MiB (``FLAME_READ_AHEAD_MB``), half of it for those that were read ahead and not used yet;
-    more only if a single page is larger. The page used longest ago goes first.
+    more only if a single page is larger. The page used longest ago goes first; one that was read ahead goes once so
+    many others were used in its stead that it will hardly be used itself.
 
     Args:
         name: What messages call the source.
@@ -40,7 +42,9 @@ class Pages(Generic[_T]):
         self._limit = read_ahead_bytes()
         self._lock = threading.Lock()
         self._pages: OrderedDict[int, Future[_T]] = OrderedDict()
-        self._ahead: set[int] = set()  # read ahead, and not used yet
+        # Read ahead, and not used yet: what `_uses` was when they were, in this order.
+        self._ahead: dict[int, int] = {}
+        self._uses = 0  # pages that were used for the first time since they were read
         self._waiting: OrderedDict[int, None] = OrderedDict()  # to be read ahead when there is room
         self._bytes = self._ahead_bytes = 0
         self._dropped: OrderedDict[int, None] = OrderedDict()
@@ -55,6 +59,7 @@ class Pages(Generic[_T]):
         with self._lock:
             future = self._pages.get(page)
             self._waiting.pop(page, None)
+            self._uses += page in self._ahead or future is None
             self._use(page)
             # One that still waits for a thread is read here: those that wait in front of it are not needed yet.
             is_mine = future is None or future.cancel()
@@ -89,20 +94,32 @@ class Pages(Generic[_T]):
         while self._waiting:
             page = next(iter(self._waiting))
             size = self._size(page)
-            if self._ahead and self._ahead_bytes + size > self._limit // 2:
-                return
+            while self._ahead and self._ahead_bytes + size > self._limit // 2:
+                if not self._drop_unused():
+                    return
             del self._waiting[page]
             self._note_miss(page)
             self._pages[page] = future = Future()
-            self._ahead.add(page)
+            self._ahead[page] = self._uses
             self._bytes += size
             self._ahead_bytes += size
             _POOL.submit(future, self._load, page)
 
     def _use(self, page: int) -> None:
-        if page in self._ahead:
-            self._ahead.discard(page)
+        if self._ahead.pop(page, None) is not None:
             self._ahead_bytes -= self._size(page)
+
+    def _drop_unused(self) -> bool:
+        """Drops the page that was read ahead first, if it has been passed over for long enough."""
+        page, since = next(iter(self._ahead.items()))
+        future = self._pages[page]
+        if self._uses - since <= _PASSED_OVER * len(self._ahead) or not (future.done() or future.cancel()):
+            return False
+        self._use(page)
+        del self._pages[page]
+        self._bytes -= self._size(page)
+        self._dropped[page] = None
+        return True
 
     def _forget(self, page: int) -> None:
         with self._lock:

@@ -49,6 +49,34 @@ def test_good_and_bad_rows_come_back_in_their_places(chat_tokenizer: PreTrainedT
         assert (ids >= 0).all() and text(chat_tokenizer, ids) == expected
 
 
+@pytest.mark.parametrize(
+    ("reason", "record"),
+    [
+        ("missing column", {LAYOUT: "text", "body": "a"}),
+        ("not a string", {LAYOUT: "text", "text": None}),
+        ("not a string", {"text": None}),
+        ("empty text", {"text": " \n"}),
+        ("invalid UTF-8", {"text": "a\ud800b"}),
+    ],
+)
+def test_plain_text_that_is_none_is_a_bad_row(
+    chat_tokenizer: PreTrainedTokenizerFast, reason: str, record: dict[str, Any]
+) -> None:
+    row, neighbour = made(chat_tokenizer, 100).encode([record, {"text": "a"}])
+    assert isinstance(row, BadRow) and row.reason == reason
+    assert isinstance(neighbour, np.ndarray) and text(chat_tokenizer, neighbour) == "a</s>"
+
+
+def test_very_long_plain_text_comes_in_pieces(chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = ChatEncoder(chat_tokenizer, PLAIN_TEMPLATE, max_tokens=30, max_characters=50)
+    pieces = encoder.encode([{"text": "word " * 25}])[0]
+    assert isinstance(pieces, list) and [text(chat_tokenizer, piece) for piece in pieces] == [
+        *["word " * 10 + "</s>"] * 2,
+        "word " * 5 + "</s>",
+    ]
+    assert reasons(encoder) == ["too long, cut into pieces"]
+
+
 def test_long_conversations_are_split_at_turns_with_the_system_message(
     chat_tokenizer: PreTrainedTokenizerFast,
 ) -> None:

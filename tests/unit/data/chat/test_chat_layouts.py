@@ -56,6 +56,11 @@ def test_systems_and_inputs_join_the_conversation() -> None:
     assert read({"instruction": "Add.", "input": "1 2", "output": "3"}).messages == talk("Add.\n\n1 2", "3")
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     assert read({"system": "Be.", "conversations": turns}).messages == talk("a", "b", system="Be.")
+    assert read({"system": "Be.", "messages": talk("a", "b")}).messages == talk("a", "b", system="Be.")
+    lists = {"prompt": talk("a"), "completion": talk("", "b")[1:]}
+    assert read({"system_prompt": "Be.", **lists}).messages == talk("a", "b", system="Be.")
+    own = talk("a", "b", system="Be brief.")  # goes before the column's
+    assert read({"system": "Be.", "messages": own}).messages == own
 
 
 def test_calculations_become_code_and_output() -> None:
@@ -100,6 +105,29 @@ def test_tool_calls_and_results_are_kept() -> None:
     assert [len(exchange) for exchange in found.exchanges] == [4]
 
 
+def test_keys_that_parquet_fills_with_null_are_absent() -> None:
+    arguments = {"city": "Paris", "query": None, "area": {"north": 1, "south": None}, "days": [1, None]}
+    called = {"id": None, "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [*talk("x"), {"role": "assistant", "content": "", "tool_calls": [called]}]
+    tools = [{"name": "f", "parameters": {"city": {"type": "string", "enum": None}, "query": None}}]
+    found = read({"messages": messages, "tools": tools, "text": None})
+    function = found.messages[1]["tool_calls"][0]["function"]
+    assert function["arguments"] == {"city": "Paris", "area": {"north": 1}, "days": [1, None]}
+    assert found.tools == [{"name": "f", "parameters": {"city": {"type": "string"}}}]
+    called["function"]["arguments"] = '{"query": null}'  # but what somebody wrote stays
+    function = read({"messages": messages}).messages[1]["tool_calls"][0]["function"]
+    assert function["arguments"] == {"query": None}
+    called["function"]["arguments"] = None
+    assert read({"messages": messages}).messages[1]["tool_calls"][0]["function"]["arguments"] == {}
+
+
+def test_columns_of_other_rows_do_not_count() -> None:
+    absent = dict.fromkeys(("messages", "prompt", "completion", "instruction", "output", "choices", "text"))
+    for record in ({"question": "Why?", "answer": "So."}, {"messages": talk("Why?", "So.")}):
+        assert read({**absent, **record}).messages == talk("Why?", "So.")
+    assert layout_of({**absent, "text": "plain"}) == "text"
+
+
 BAD: list[tuple[str, Any]] = [
     ("empty conversation", []),
     ("empty conversation", "hello"),
@@ -131,6 +159,13 @@ BAD: list[tuple[str, Any]] = [
         [*talk("a"), {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"x": "\\ud800"}'}]}],
     ),
     ("nested too deeply", [{"role": "user", "content": "a", "extra": json.loads("[" * 900 + "]" * 900)}]),
+    (
+        "nested too deeply",
+        [
+            *talk("a"),
+            {"role": "assistant", "tool_calls": [{"name": "f", "arguments": json.loads("[" * 900 + "]" * 900)}]},
+        ],
+    ),
 ]
 
 

@@ -1,11 +1,14 @@
 """Conversations through the loader: what is scored, resumed and shared out, long ones and bad rows among them."""
 
 import json
+import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from chat_templates import talk
@@ -78,6 +81,42 @@ def test_split_conversations_are_resumed_and_shared_out_exactly(make_loader, cha
     for step in range(6):
         mine = torch.cat([share[step] for share in shares], dim=1)
         assert torch.equal(mine, torch.cat(whole[2 * step : 2 * step + 2], dim=1))
+
+
+MIXED: list[dict[str, Any]] = [
+    {"messages": talk("q", "1")},
+    {"text": "text 2"},
+    {"messages": talk("q", "3"), "text": ""},
+    {"prompt": "q", "completion": "4", "content": "c"},
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_of_text_and_conversations_stand_side_by_side(
+    make_loader, chat_encoder, byte_tokenizer, tmp_path, kind
+) -> None:
+    path = tmp_path / f"mixed.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in MIXED))
+    else:
+        columns = dict.fromkeys(column for row in MIXED for column in row)
+        pq.write_table(pa.Table.from_pylist([{**columns, **row} for row in MIXED]), path)
+    loader = make_loader(Source(str(path)), encoder=chat_encoder, data=Data(), repeat=False)
+    said = byte_tokenizer.decode([label for _, labels in loader for label in labels[labels != -100].tolist()])
+    assert sorted(answer[-1] for answer in said.split("</s>")[:-1]) == ["1", "2", "3", "4"]
+    assert not loader.skipped
+
+
+def test_a_long_side_column_does_not_repeat_a_conversation(make_loader, byte_tokenizer, tmp_path) -> None:
+    path = tmp_path / "alpaca.jsonl"
+    rows = [{"instruction": "q", "output": str(i), "text": "long " * 100} for i in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + json.dumps({"text": "word " * 30}) + "\n")
+    encoder = ChatEncoder(byte_tokenizer, PLAIN_TEMPLATE, max_tokens=LENGTH, max_characters=100)
+    data = Data(max_document_bytes=100)
+    loader = make_loader(Source(str(path)), encoder=encoder, data=data, repeat=False)
+    said = byte_tokenizer.decode([label for _, labels in loader for label in labels[labels != -100].tolist()])
+    assert sorted(re.findall(r"\d", said)) == ["0", "1", "2"]
+    assert loader.skipped == {"too long, cut into pieces": 1} and said.count("ord") == 30
 
 
 def test_a_bad_conversation_is_named_if_it_is_an_error(make_loader, chats, chat_encoder) -> None:

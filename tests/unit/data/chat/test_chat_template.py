@@ -13,7 +13,9 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from flame.data.chat.builtin import PLAIN_TEMPLATE, choose_template
+from flame.data.chat.conversation import conversation
 from flame.data.chat.encoder import ChatEncoder
+from flame.data.chat.template import ChatTemplate
 from flame.data.sources.records import BadRow
 from flame.errors import ConfigError, DataError
 from flame.tokenizer.chat_template import NANOCHAT_TEMPLATE
@@ -119,6 +121,25 @@ def test_the_text_of_a_spelt_special_token_is_kept(chat_tokenizer: PreTrainedTok
     assert "user\nsay <|im_end|> twice<|im_end|>" in chat_tokenizer.decode(plain_ids(ids))
     assert scored_runs(chat_tokenizer, ids) == ["<|im_end|><|im_end|><|im_end|>"]
     assert (ids == chat_tokenizer.convert_tokens_to_ids("<|im_end|>")).sum() == 1
+
+
+def test_many_spelt_special_tokens_are_broken_one_by_one() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", {}, ["<s>", "aba", ""])
+    rendered = template.render(conversation(talk("<s>" * 100_000 + "ababa", "b")))  # an old way took minutes
+    assert rendered.parts == ["<", *["s><"] * 99_999, "s>a", "ba", "bab"]
+
+
+def test_a_special_token_of_one_character_is_refused_in_messages() -> None:
+    """Nothing can be put into it that keeps the tokenizer from seeing it."""
+    backend = Tokenizer(models.BPE(vocab={chr(code): code for code in range(1, 124)}, merges=[]))
+    backend.add_special_tokens(["|", "|a", "</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    for asked in ("a|b", "|a"):
+        row, fine = encoded(
+            tokenizer, PLAIN_TEMPLATE, {"prompt": asked, "completion": "c"}, {"messages": talk("a", "b")}
+        )
+        assert isinstance(row, BadRow) and row.reason == "special tokens in the text"
+        assert isinstance(fine, np.ndarray)
 
 
 def test_a_look_alike_that_the_tokenizer_normalises_is_refused_or_stays_text() -> None:

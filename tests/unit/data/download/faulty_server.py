@@ -28,6 +28,8 @@ class Faults:
     ignores_ranges: bool = False
     stated_length: int | None = None
     """Said instead of the true length."""
+    has_no_version: bool = False
+    """No ETag is sent."""
     slow: float = 0.0
     """Seconds between pieces of 4096 bytes."""
 
@@ -129,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
         found = re.fullmatch(r"bytes=(\d+)-", asked)
         if found and not faults.ignores_ranges and self.headers.get("If-Range", tag) == tag:
             start = int(found[1])
-        headers = {"ETag": tag}
+        headers = {} if faults.has_no_version else {"ETag": tag}
         if start >= len(content) and start:
             self._reply(416, b"", {"Content-Range": f"bytes */{len(content)}"})
             return

@@ -10,7 +10,7 @@ import pytest
 from faulty_server import Faults, Server, limited_file_size, serve
 
 from flame.data.download.faults import DamagedFile, DiskFault, FileFault, Unreachable
-from flame.data.download.remote import RemoteFile
+from flame.data.download.remote import RemoteFile, open_remote
 from flame.data.download.transfer import Link, fetch
 
 CONTENT = random.Random(0).randbytes(1_000_003)
@@ -84,6 +84,16 @@ def test_a_file_that_changes_under_way_is_never_mixed_of_two_versions(
     assert (tmp_path / "f").read_bytes() == CONTENT[::-1]
 
 
+def test_bytes_of_a_server_that_says_nothing_of_versions_are_not_continued(
+    server: Server, link: Link, tmp_path: Path
+) -> None:
+    file = remote(server, Faults(cut_after=300_000, cuts=1, has_no_version=True))
+    link.advance = lambda count: server.files.update({"/f": CONTENT[::-1]})
+    fetch(file, tmp_path / "f", link)
+    assert (tmp_path / "f").read_bytes() == CONTENT[::-1]
+    assert server.asked("/f") == ["", ""]
+
+
 def test_passing_errors_are_waited_out(server: Server, link: Link, tmp_path: Path) -> None:
     fetch(remote(server, Faults(codes=[503, 429, 500, 503])), tmp_path / "f", link)
     assert (tmp_path / "f").read_bytes() == CONTENT
@@ -137,7 +147,7 @@ def test_without_a_network_it_is_said_at_once(tmp_path: Path) -> None:
 
 def test_a_disk_that_cannot_be_written_is_named(server: Server, link: Link, tmp_path: Path) -> None:
     (tmp_path / "folder").write_text("a file where a folder should be")
-    with pytest.raises(DiskFault, match="cannot write .*folder.*make room"):
+    with pytest.raises(FileFault, match="cannot write .*folder.*File exists.*another --out"):
         fetch(remote(server), tmp_path / "folder" / "f", link)
 
 
@@ -156,6 +166,18 @@ def test_progress_adds_up_to_the_size_however_often_it_starts_over(server: Serve
     link.advance = seen.append
     fetch(remote(server, Faults(cut_after=300_000, cuts=2, ignores_ranges=True)), tmp_path / "f", link)
     assert sum(seen) == len(CONTENT)
+
+
+def test_a_local_file_that_changed_is_not_continued(link: Link, tmp_path: Path) -> None:
+    source, file = tmp_path / "there", RemoteFile("train", "f", f"file://{tmp_path}/there")
+    source.write_bytes(CONTENT)
+    with open_remote(file) as answer:
+        version = answer.version
+    with open_remote(file, 1000, version) as answer:
+        assert answer.start == 1000
+    os.utime(source, (1, 1))
+    with open_remote(file, 1000, version) as answer:
+        assert answer.start == 0
 
 
 def test_other_addresses_are_opened_by_fsspec(link: Link, tmp_path: Path) -> None:

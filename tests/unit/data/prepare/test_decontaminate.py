@@ -1,6 +1,8 @@
 """Documents that contain evaluation texts are dropped, with the item named; others are not."""
 
 import json
+import tracemalloc
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -83,11 +85,17 @@ def test_spared_inputs_are_left_alone(tmp_path):
 
 
 def test_a_set_that_is_absent_or_lacks_a_column_is_an_error_before_anything_runs(tmp_path):
-    with pytest.raises(DataError, match="absent.jsonl"):
+    with pytest.raises(DataError, match="absent.jsonl") as absent:
         make_builder(tmp_path / "a", ["x"], decontaminate=Decontaminate([str(tmp_path / "absent.jsonl")]))
     options = Decontaminate([write_set(tmp_path)], columns=["qestion"])
-    with pytest.raises(DataError, match="no column 'qestion'.*Did you mean 'question'"):
+    with pytest.raises(DataError, match="no column 'qestion'.*Did you mean 'question'") as told:
         make_builder(tmp_path / "b", ["x"], decontaminate=options)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(DataError, match="empty.jsonl") as empty:
+        make_builder(tmp_path / "c", ["x"], decontaminate=Decontaminate([str(tmp_path / "empty.jsonl")]))
+    for error in (absent, told, empty):
+        assert "decontaminate.sources" in str(error.value)
+        assert "data.sources" not in str(error.value) and "text_column" not in str(error.value)
 
 
 def test_a_set_without_a_text_that_is_long_enough_is_an_error(tmp_path):
@@ -108,11 +116,31 @@ def test_lengths_that_make_no_sense_are_refused():
         ("Don't STOP, 3.5%!", ["don't", "stop", "3", "5"]),
         ("Don’t stop – é", ["don't", "stop", "é"]),
         ("数学の問題", list("数学の問題")),
+        ("Cafe\u0301 re\u0301sume\u0301 x\u0301y", ["café", "résumé", "xy"]),
+        ("ﬁne Ｆｕｌｌ ℌ \u0130", ["fine", "full", "h", "i"]),
         ("", []),
     ],
 )
 def test_words_are_lower_case_and_without_punctuation(text, words):
     assert words_of(text) == words
+
+
+def test_an_item_is_found_whatever_its_unicode_form(tmp_path):
+    question = "Où l'élève français a-t-il étudié la première règle de géométrie à Besançon l'été passé"
+    (tmp_path / "nfd.txt").write_text(unicodedata.normalize("NFD", question))
+    texts = [*random_texts(2), f"On demande : {question} ?"]
+    options = Decontaminate([str(tmp_path / "nfd.txt")])
+    assert kept(make_builder(tmp_path / "work", texts, dedup=KEEP_ALL, decontaminate=options)) == [0, 1]
+
+
+def test_memory_does_not_grow_with_the_lengths_that_texts_have():
+    texts = [EvaluationText("s", words, " ".join(f"w{words}x{i}" for i in range(words))) for words in range(8, 14)]
+    tracemalloc.start()
+    index = ContaminationIndex(texts, 13, 8)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert index.looked_for == 6 and held < 18 << 20
+    assert all(index.find(f"so {text.text} it is") for text in texts)
 
 
 def test_equal_hashes_are_compared_word_by_word(monkeypatch):

@@ -54,6 +54,9 @@ def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sbatch.write_text(_SBATCH.format(python=sys.executable, folder=folder))
     sbatch.chmod(sbatch.stat().st_mode | stat.S_IXUSR)
     (programs / "scontrol").symlink_to("/bin/echo")
+    (programs / "squeue").write_text(f"#!/bin/sh\ncat {tmp_path}/queue\n")
+    (programs / "squeue").chmod(0o755)
+    (tmp_path / "queue").touch()
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     return folder
 
@@ -85,6 +88,27 @@ def test_slurm_gets_a_chain_of_job_arrays_that_prepare_the_same(
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     assert main(["data", "prepare", str(job), "--executor.kind=slurm"]) == 0
     assert "is finished" in capfd.readouterr().out
+
+
+def test_what_is_queued_is_neither_submitted_again_nor_removed(
+    job: Path, submitted: Path, tmp_path: Path, capfd: Any
+) -> None:
+    words = ["data", "prepare", str(job), "--executor.kind=slurm"]
+    assert main(words) == 0
+    first = len(list(submitted.iterdir()))
+    queue = tmp_path / "queue"
+    queue.write_text("  7\n 1007\n")
+    for more in ([], ["--restart"], ["--executor.kind=local"]):
+        assert main([*words, *more]) == 2
+        assert "1 Slurm jobs of an earlier run" in (said := capfd.readouterr().err) and "scancel 7" in said
+    assert len(list(submitted.iterdir())) == first and (tmp_path / "out/.prepare/logs/read/executor.pik").is_file()
+    queue.write_text("")
+    assert main([*words, "--restart"]) == 0
+    assert len(list(submitted.iterdir())) == 2 * first
+    (tmp_path / "bin/squeue").write_text("#!/bin/sh\necho no controller >&2\nexit 1\n")
+    assert main(words) == 2 and "squeue does not say" in capfd.readouterr().err
+    (tmp_path / "bin/squeue").unlink()
+    assert main(words) == 2 and "squeue: run this on a login node" in capfd.readouterr().err
 
 
 def test_slurm_without_its_commands_is_refused(job: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

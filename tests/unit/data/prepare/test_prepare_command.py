@@ -16,6 +16,11 @@ import pytest
 from prepare_stand_ins import Drivers, contents, prose, write_toml
 
 from flame.cli import main
+from flame.data.prepare.documents import write_json
+from flame.data.prepare.job import PrepareJob
+from flame.data.prepare.reading.plan import Plan
+from flame.data.prepare.reporting.collect import collect
+from flame.data.prepare.reporting.markdown import markdown
 
 DOCUMENTS = 240
 
@@ -107,8 +112,20 @@ def test_a_corpus_is_prepared_and_accounted_for(write_job: Callable[..., Path], 
         "published",
         "workers.lock",
     ]
+    draft = out / ".prepare" / "notes" / "exact" / ".00000.json.1.2.tmp"  # as a killed task leaves it
+    draft.touch()
     code, said = run(capfd, write_job("out"))
-    assert code == 0 and "is finished" in said
+    assert code == 0 and "is finished" in said and not draft.exists()
+
+
+def test_clusters_are_shown_in_steps_of_powers_of_two(tmp_path: Path) -> None:
+    notes = {"sizes": {"2": 5, "3": 2, "4": 1, "70": 1}}, {"sizes": {"3": 1, "127": 1}}
+    for rank, note in enumerate(notes):
+        write_json(tmp_path / "notes" / "exact_clusters" / f"{rank:05d}.json", note)
+    found = collect(PrepareJob(), tmp_path, Plan([], [0]))
+    assert found["clusters"]["exact"]["sizes"] == {"2": 8, "4": 1, "64": 2}
+    report = markdown(found, False)
+    assert "| 2 to 3 | 8 |" in report and "| 4 to 7 | 1 |" in report and "| 64 to 127 | 2 |" in report
 
 
 def test_the_result_depends_on_neither_workers_nor_tasks(

@@ -20,8 +20,9 @@ from warcio.warcwriter import WARCWriter
 from flame.data.prepare.reading.plan import make_plan
 from flame.data.prepare.reading.reader import InputReader
 from flame.data.prepare.reading.rows import MARKUP
+from flame.data.prepare.reading.text import decode_page
 from flame.data.prepare.reporting.tally import Counting
-from flame.errors import DataError, FlameError
+from flame.errors import ConfigError, DataError, FlameError
 
 TEXTS = ["The first text.", "Der zweite, mit Umlaut: ä.", "第三个文本。", "The fourth\nhas two lines."]
 
@@ -244,6 +245,33 @@ def test_files_are_shared_out_whole_and_in_order(folder: Path) -> None:
     for task_bytes, tasks in ((1, 10), (250, 5), (10_000, 1)):
         plan = make_plan(inputs, task_bytes)
         assert plan.tasks == tasks and [file.name for file in plan.files] == [f"{number}.txt" for number in range(10)]
+
+
+def test_exclude_matches_below_the_folder_of_an_input_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "tests" / "in"
+    for name in ("a.txt", "tests/b.txt", "deep/tests/c.txt", "deep/d.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    for path in (folder, f"{folder}/**/*.txt"):
+        for pattern in ("tests/*", "**/tests/*", f"{folder}/*tests/*"):
+            inputs = job_of({"inputs": [{"path": path, "exclude": [pattern]}], "output.folder": tmp_path / "o"}).inputs
+            assert [file.name for file in make_plan(inputs, 1).files] == ["a.txt", "deep/d.txt"], (path, pattern)
+
+
+@pytest.mark.parametrize("name", ["source", "language", "score", "markup"])
+def test_a_column_named_as_our_own_is_refused_to_carry_and_no_harm_in_a_file(name: str, folder: Path) -> None:
+    row = {"text": "Plain <b>text</b>.", name: ["unhashable"], "page": 3}
+    (folder / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ConfigError, match=rf"inputs\.columns names '{name}'.*leave it out"):
+        read(folder, columns=["page", name])
+    [document], notes = read(folder, columns=["page"])
+    assert document.metadata == {"source": "x", "page": 3} and notes["kept"]["x"][0] == 1
+
+
+@pytest.mark.parametrize("charset", ["undefined", "utf\0-8", "no such", "rot13", "idna"])
+def test_a_page_that_declares_nonsense_is_read_all_the_same(charset: str) -> None:
+    assert decode_page(b"Gr\xfc\xdfe", charset) == "Grüße"
+    assert "Grüße" in decode_page(f'<meta charset="{charset}">'.encode() + b"Gr\xfc\xdfe")
 
 
 def test_an_input_without_files_is_refused_unless_it_is_optional(folder: Path) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from flame.data.shards import ShardEntry, TokenizerIdentity, TokenShardWriter, read_manifest, write_manifest
-from flame.data.shards.atomic import Draft
 from flame.errors import DataError
+from flame.files import Draft
 
 IDENTITY = TokenizerIdentity("f" * 32, "some/tokenizer", 1000)
 DOCUMENTS = [np.arange(size, dtype=np.int32) % 1000 for size in (3, 40, 1, 25, 70, 2)]

@@ -192,11 +192,11 @@ def test_what_does_not_fit_the_job_is_one_line(tmp_path, make, fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"path": "builtin:python-stdlib", "token_dtype": "uint16"}, "token_dtype is for .bin files only, take it out"),
-        ({"path": "builtin:python-stdlib", "streaming": True}, "take streaming and format out"),
+        ({"path": "builtin:python-stdlib", "token_dtype": "uint16"}, "token_dtype = 'uint16' has no effect.*take it out"),
+        ({"path": "builtin:python-stdlib", "streaming": True}, "leave format out"),
         ({"path": "some/corpus", "format": "bin"}, "no file or folder 'some/corpus' of format bin"),
-        ({"text_column": "ids"}, "have no columns: take text_column out"),
-        ({"layout": "messages"}, "layout is for conversations, take it out"),
+        ({"text_column": "ids"}, "text_column = 'ids' has no effect on .bin files, token ids; set only data_dir, data"),
+        ({"layout": "messages"}, "layout = 'messages' has no effect on .bin files, token ids"),
         ({"streaming": True}, "is local: set streaming = false"),
         ({"split": "test"}, "is local and has no split 'test'"),
     ],
