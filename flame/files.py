@@ -10,6 +10,9 @@ from types import TracebackType
 
 from flame.errors import DataError
 
+DRAFTS = ".*.tmp"
+"""Pattern of the paths that ``beside`` gives; those of killed processes stay behind."""
+
 
 class Draft:
     """A file that is written beside its place and moved there at the end; a context manager.

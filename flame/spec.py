@@ -122,7 +122,7 @@ def check_sources(job: Job) -> None:
     config, encoder = job.config, job.task.encoder()
     open_sources(config.data.sources, config.data, encoder)
     if config.validation.enable:
-        open_sources(config.validation.sources, config.data, encoder)
+        open_sources(config.validation.sources, config.data, encoder, repeat=False)
 
 
 def attention(config: JobConfig, objective: str) -> str | None:

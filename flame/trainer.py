@@ -186,6 +186,7 @@ class Trainer(TitanTrainer):
             self.job_config.training.steps,
         )
         self.data_ended = True
+        self.dataloader.take_back_step()  # type: ignore[union-attr]
         self.checkpointer.save(self.step, last_step=True)
         if self.job_config.validation.enable and not self.validator.should_validate(self.step):
             self.validator.validate(self.model_parts, self.step)

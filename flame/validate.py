@@ -14,6 +14,7 @@ from torchtitan.distributed import ParallelDims
 from flame import compat
 from flame.config import JobConfig
 from flame.data.batch import Batch, is_tensor, join_rows, rows_of, to_device
+from flame.errors import DataError
 from flame.losses import IGNORE_INDEX
 from flame.metrics import Metrics
 from flame.parallel.passes import Passes
@@ -92,6 +93,8 @@ class Validator(BaseValidator):
         most = int(
             sum_over_data({"count": torch.tensor(float(len(self._batches)))}, self.parallel_dims, "max")["count"]
         )
+        if not most:
+            raise DataError(f"validation.sources hold no usable documents: {self.loader.skipped or 'all are empty'}")
         rows = self.job_config.validation.local_batch_size
         for batch in self._batches:
             yield _filled(batch, rows)

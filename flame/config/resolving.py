@@ -42,7 +42,7 @@ def resolve(config: JobConfig, world_size: int) -> None:
     check_parallelism(config)
     _check_model(config)
     _check_sources(config)
-    check_mixing(config.data, config.validation.sources)
+    check_mixing(config.data, config.validation.sources, config.training.steps)
     resolve_optimizer(config.optimizer)
     _check_memory(config)
     _check_checkpoint(config)

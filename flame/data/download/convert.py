@@ -75,7 +75,8 @@ def _nothing_usable(name: str, corpus: Corpus, skipped: Counter[str]) -> DataErr
     if list(skipped) == [no_text(corpus.text_column)]:
         return DataError(f"{name}: none of its records has a text in '{corpus.text_column}', set text_column")
     why = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common())
-    return FileFault(f"{name} holds no text that can be used ({why}): flame reads JSON as one object per line")
+    hint = ": JSON is read as one object per line" if any("JSON" in reason for reason in skipped) else ""
+    return FileFault(f"{name} holds no text that can be used ({why}){hint}")
 
 
 def unpack(source: Path, target: Path) -> dict[str, Any]:

@@ -1,9 +1,6 @@
 """Documents between two stages: one parquet file per task, in corpus order."""
 
-import contextlib
-import itertools
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,32 +12,12 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from flame.errors import DataError
+from flame.files import atomic
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string()), ("metadata", pa.string())])
 _GROUP_BYTES = 8 << 20  # of text in memory before a row group is written, and again when it is read
 _GROUP_ROWS = 4096
 _COMPRESSION = "lz4"  # every pass reads all of it: zstd takes two thirds of the space, and three times as long to read
-_SERIAL = itertools.count()
-DRAFTS = ".*.tmp"
-"""Pattern of the temporary files of ``atomic``; those of a killed process stay behind."""
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside ``path``; what is written there takes its name, on disk, when the block ends well.
-
-    Raises:
-        OSError: The file cannot be made durable, such as on a full disk; then nothing is left.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_SERIAL)}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

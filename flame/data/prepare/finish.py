@@ -10,13 +10,14 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 
 from flame.data.prepare.builder import PLAN
-from flame.data.prepare.documents import DRAFTS, atomic, write_json
+from flame.data.prepare.documents import write_json
 from flame.data.prepare.job import PrepareJob
 from flame.data.prepare.reading.plan import Plan
 from flame.data.prepare.reporting.collect import collect
 from flame.data.prepare.reporting.markdown import count, markdown
 from flame.data.prepare.state import FINISHED, RESULTS
 from flame.errors import DataError
+from flame.files import DRAFTS, atomic
 
 
 class Finish(PipelineStep):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from flame.data.encoder import tokenizer_fingerprint
 from flame.data.prepare.builder import PLAN, Stage
-from flame.data.prepare.documents import atomic
 from flame.data.prepare.executors import run_locally, run_on_ray
 from flame.data.prepare.finish import clean_up, finished, nothing_left
 from flame.data.prepare.job import PrepareJob
@@ -16,6 +15,7 @@ from flame.data.prepare.slurm import check_no_jobs, submit_to_slurm
 from flame.data.prepare.stages import build_stages
 from flame.data.prepare.state import STATE, absolute, alone, claim, forget
 from flame.errors import ConfigError, DataError
+from flame.files import atomic
 from flame.tokenizer.load import load_tokenizer
 
 

@@ -4,20 +4,12 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
+from flame.data import suffixes
 from flame.data.shards.manifest import MANIFEST
 from flame.errors import DataError, closest
 
-SUFFIXES = {
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".txt": "txt",
-    ".text": "txt",
-    ".bin": "bin",
-}
+SUFFIXES = {**suffixes.SUFFIXES, ".bin": "bin"}
 FORMATS = ("parquet", "jsonl", "txt", "lines", "bin", "packed", "hub", "builtin")
-_COMPRESSED = (".gz", ".zst")
 _COMPRESSIBLE = ("jsonl", "lines")
 _LIKE = {"lines": "txt", "packed": "parquet"}
 """Formats that files have by decree; their suffixes are those of others."""
@@ -27,10 +19,7 @@ _MAGIC = "*?["
 def format_of(path: Path | str) -> str:
     """Returns the format that a file's suffix tells, or an empty string."""
     name = str(path)
-    suffixes = [suffix.lower() for suffix in Path(name.partition("?")[0] if is_remote(name) else name).suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
-        suffixes.pop()
-    return SUFFIXES.get(suffixes[-1], "") if suffixes else ""
+    return suffixes.format_of(name.partition("?")[0] if is_remote(name) else name, SUFFIXES)
 
 
 def is_remote(path: str) -> bool:
@@ -107,7 +96,7 @@ def choose_files(
     if len(formats) > 1:
         raise DataError(f"'{what}' holds files of several formats ({', '.join(sorted(formats))}): set format to one")
     for file in files:
-        if file.lower().endswith(_COMPRESSED) and not formats <= set(_COMPRESSIBLE):
+        if suffixes.is_compressed(file) and not formats <= set(_COMPRESSIBLE):
             raise DataError(f"{file}: only jsonl and lines files may be compressed, decompress it first")
     return formats.pop(), sorted(files)
 

@@ -3,24 +3,22 @@
 Compressed files (.gz, .zst) allow no random access: they are decompressed into the cache first.
 """
 
-import gzip
 import hashlib
 import logging
 import shutil
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import zstandard
 from tqdm import tqdm
 
+from flame.data.compressed import DAMAGE, decompressed
+from flame.data.suffixes import is_compressed
 from flame.errors import DataError
 from flame.tokenizer.cache import build_once, cache_folder
 
 _CHUNK = 1 << 24
-_COMPRESSED = (".gz", ".zst")
 _WORTH_TELLING = 1 << 30  # bytes; smaller files are indexed within a second
 
 logger = logging.getLogger(__name__)
@@ -51,11 +49,6 @@ def index_lines(path: Path) -> tuple[Path, Path]:
     return plain, build_once(stem.with_suffix(".npy"), lambda draft: write_index(local_chunks(plain), draft))
 
 
-def is_compressed(name: str) -> bool:
-    """Whether a file has to be decompressed before its lines can be read, by its name."""
-    return name.endswith(_COMPRESSED)
-
-
 def decompress(path: str, raw: BinaryIO, target: Path) -> None:
     """Decompresses a ``.gz`` or ``.zst`` file.
 
@@ -69,11 +62,8 @@ def decompress(path: str, raw: BinaryIO, target: Path) -> None:
     """
     try:
         with open(target, "wb") as plain:
-            if path.endswith(".gz"):
-                shutil.copyfileobj(gzip.GzipFile(fileobj=raw), plain, _CHUNK)
-            else:
-                _copy_zstd(raw, plain)
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+            shutil.copyfileobj(decompressed(path, raw), plain, _CHUNK)
+    except DAMAGE as error:
         raise DataError(
             f"{path} cannot be decompressed ({error}): it is damaged or incomplete, fetch it again"
         ) from error
@@ -83,21 +73,6 @@ def _decompress(path: Path, target: Path) -> None:
     logger.info("decompressing %s into the cache, once", path)
     with open(path, "rb") as raw:
         decompress(str(path), raw, target)
-
-
-def _copy_zstd(raw: BinaryIO, plain: BinaryIO) -> None:
-    """Decompresses all frames of a file, and unlike ``copy_stream`` notices when the last one is incomplete."""
-    decompressor = zstandard.ZstdDecompressor()
-    frame = None
-    while chunk := raw.read(_CHUNK):
-        while chunk:
-            frame = frame or decompressor.decompressobj()
-            plain.write(frame.decompress(chunk))
-            chunk = frame.unused_data
-            if frame.eof:
-                frame = None
-    if frame is not None:
-        raise EOFError("it ends within a frame")
 
 
 def write_index(chunks: Iterable[bytes | np.ndarray], target: Path) -> None:

@@ -4,12 +4,12 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Sequence
 
 from flame.data.sources.columns import SourceConfig
 from flame.data.sources.storage import FileInfo
 from flame.errors import DataError
+from flame.files import atomic
 from flame.tokenizer.cache import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -43,9 +43,7 @@ def note_changes(config: SourceConfig, files: Sequence[FileInfo]) -> None:
                 what,
             )
     try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        draft = record.with_name(f".{record.name}.{uuid.uuid4().hex}")
-        draft.write_text(json.dumps(now))
-        os.replace(draft, record)
+        with atomic(record) as draft:
+            draft.write_text(json.dumps(now))
     except OSError as error:
         raise DataError(f"cannot write {record} ({error}): name a writable folder in FLAME_CACHE") from error

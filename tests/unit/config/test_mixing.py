@@ -49,3 +49,26 @@ def test_what_does_not_is_refused(data, message):
 def test_epochs_of_validation_sources_are_refused():
     with pytest.raises(ConfigError, match=r"validation.sources.0.epochs = 2 has no effect"):
         check_mixing(section(1, 1), [Source("c", epochs=2)])
+
+
+@pytest.mark.parametrize(
+    ("data", "steps", "message"),
+    [
+        (
+            section(1, 1, stages=[Stage(101, [1, 2])]),
+            100,
+            "stages.0.start = 101 is after the last step, training.steps",
+        ),
+        (section(0, 1), 100, "data.sources.0.weight = 0, and no stage gives it any: 'a' is never read"),
+        (section(1, 0, stages=[Stage(9, [1, 0])]), 0, "data.sources.1.weight = 0"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(data, steps, message):
+    with pytest.raises(ConfigError, match=message):
+        check_mixing(data, [], steps)
+
+
+def test_a_stage_is_only_held_against_the_steps_if_they_are_known():
+    stages = [Stage(100, [1, 2])]
+    for steps in (0, -1, 100):
+        check_mixing(section(0, 1, stages=stages), [], steps)

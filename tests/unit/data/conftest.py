@@ -12,9 +12,20 @@ from flame.data import TextEncoder
 from flame.data.loader import Loader, build_loader
 
 
+@pytest.fixture(scope="session")
+def built_in_tokenizers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tokenizers are kept for all tests: training one takes seconds."""
+    return tmp_path_factory.mktemp("tokenizers")
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLAME_CACHE", str(tmp_path_factory.mktemp("flame_cache")))
+def own_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, built_in_tokenizers: Path
+) -> None:
+    """A cache for every test, which holds nothing but tokenizers."""
+    cache = tmp_path_factory.mktemp("flame_cache")
+    (cache / "tokenizers").symlink_to(built_in_tokenizers)
+    monkeypatch.setenv("FLAME_CACHE", str(cache))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from data_stand_ins import Data, Source
 from tokenizers import pre_tokenizers
 
 from flame.config import Stage
+from flame.data import best_fit as best_fit_module
 from flame.data.fingerprint import fingerprints
 from flame.data.lane_states import merge_states
 from flame.data.rows import RowMaker
@@ -33,6 +34,12 @@ def four(tmp_path):
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         sources.append(Source(str(path), weight=weight))
     return sources
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of few rows, in this process only."""
+    monkeypatch.setattr(best_fit_module, "BLOCK_TOKENS", 1024)
 
 
 def split(options):
@@ -68,6 +75,7 @@ def test_weights_are_shares_of_tokens_within_1_percent_over_2000_steps(make_load
     assert shares(loader, 4 * 2000) == pytest.approx(WEIGHTS, rel=0.01, abs=0.0005)
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("options", [PACKINGS[0], PACKINGS[3]], ids=str)
 def test_every_stage_has_its_own_shares(make_loader, four, options):
     stages = [Stage(101, list(LATER)), Stage(201, [0.0, 0.0, 1.0, 0.0])]
@@ -78,6 +86,7 @@ def test_every_stage_has_its_own_shares(make_loader, four, options):
         assert [counts[n] / (8 * (last - first)) for n in range(4)] == pytest.approx(weights, abs=0.005)
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -88,14 +97,18 @@ def test_every_stage_has_its_own_shares(make_loader, four, options):
     ],
     ids=str,
 )
-def test_batches_are_the_same_on_any_ranks_and_workers_and_after_three_restarts(make_loader, four, options):
+def test_batches_are_the_same_on_any_ranks_and_workers_and_after_three_restarts(
+    make_loader, four, options, workers, request
+):
+    if not workers:
+        request.getfixturevalue("small_blocks")
     if "mix" in options:
         four = [replace(source, weight=1.0) for source in four]
     expected, _ = hashes(make_loader, four, 12, options)
     assert len(set(expected)) > 6
     got, state = [], None
-    for world, workers, steps in ((1, 2, 2), (2, 0, 3), (4, 0, 3), (2, 1, 4)):
-        found, state = hashes(make_loader, four, steps, options, world, workers, state)
+    for world, own, steps in ((1, workers, 2), (2, 0, 3), (4, 0, 3), (2, workers // 2, 4)):
+        found, state = hashes(make_loader, four, steps, options, world, own, state)
         got += found
     assert got == expected
 
@@ -162,6 +175,7 @@ def test_one_pass_gives_every_document_once_however_it_is_packed(make_loader, fo
         assert loader.skipped == {}
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_spans_say_where_every_token_is_from(make_loader, four):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     for packing in ("stream", "best_fit", "rows"):

@@ -90,9 +90,7 @@ class ContaminationIndex:
 class _Table:
     """The n-grams of one length, sorted by hash; tables of all lengths share a sieve of the hashes that occur."""
 
-    def __init__(
-        self, length: int, words: Sequence[Sequence[str]], texts: Sequence[int], sieve: np.ndarray
-    ) -> None:
+    def __init__(self, length: int, words: Sequence[Sequence[str]], texts: Sequence[int], sieve: np.ndarray) -> None:
         self.length = length
         hashes = [n_gram_hashes(_word_hashes(words[text]), length) for text in texts]
         counts = [len(part) for part in hashes]

@@ -14,9 +14,10 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from flame.data.prepare.documents import Documents, atomic, write_json
+from flame.data.prepare.documents import Documents, write_json
 from flame.data.prepare.reporting.tally import EXAMPLE_CHARACTERS, Counting, Tally
 from flame.data.prepare.steps import CountedFilter
+from flame.files import atomic
 
 POSITION_BITS = 32
 _POSITIONS = (1 << POSITION_BITS) - 1

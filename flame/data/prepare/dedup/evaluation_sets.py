@@ -10,11 +10,11 @@ from datatrove.pipeline.base import PipelineStep
 
 from flame.config.corpora import Source
 from flame.data.prepare.dedup.contamination import ContaminationIndex, EvaluationText
-from flame.data.prepare.documents import atomic
 from flame.data.prepare.options import Decontaminate
 from flame.data.sources.open import open_source
 from flame.data.sources.records import BadRow
 from flame.errors import DataError
+from flame.files import atomic
 
 _MAX_TEXT_BYTES = 1 << 24
 _ITEMS_AT_ONCE = 256
@@ -68,9 +68,8 @@ def texts_of(path: str, columns: Sequence[str]) -> Iterator[EvaluationText]:
     except DataError as error:
         # The hints are about [[data.sources]] of a training job.
         reason = re.sub(r"[:,] (check|set) .*", "", str(error))
-        raise DataError(
-            f"decontaminate.sources names '{path}': {reason}; check the path, and decontaminate.columns = {list(columns)}"
-        ) from error
+        hint = "check decontaminate.columns" if columns else "name files or folders of texts"
+        raise DataError(f"decontaminate.sources: {reason.rstrip('.')}; {hint}") from error
     name = Path(path).name
     for start in range(0, len(source), _ITEMS_AT_ONCE):
         records = source.read(range(start, min(start + _ITEMS_AT_ONCE, len(source))))

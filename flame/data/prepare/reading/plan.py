@@ -12,25 +12,17 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from flame.data import suffixes
 from flame.data.prepare.documents import write_json
 from flame.data.prepare.job import Input
 from flame.errors import DataError
 
 _SUFFIXES = {
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".txt": "txt",
-    ".text": "txt",
-    ".md": "txt",
-    ".rst": "txt",
-    ".html": "html",
-    ".htm": "html",
-    ".warc": "warc",
-    ".wet": "warc",
+    **suffixes.SUFFIXES,
+    **dict.fromkeys((".md", ".rst"), "txt"),
+    **dict.fromkeys((".html", ".htm"), "html"),
+    **dict.fromkeys((".warc", ".wet"), "warc"),
 }
-COMPRESSED = (".gz", ".zst")
 _MAGIC = "*?["
 _PLAN = "plan.json"
 
@@ -129,10 +121,7 @@ def make_plan(inputs: list[Input], task_bytes: int) -> Plan:
 
 def format_of(path: str) -> str:
     """Returns the format that a file's name tells, or an empty string."""
-    name = posixpath.basename(path.lower())
-    for suffix in COMPRESSED:
-        name = name.removesuffix(suffix)
-    return _SUFFIXES.get(posixpath.splitext(name)[1], "")
+    return suffixes.format_of(path, _SUFFIXES)
 
 
 def _files_of(number: int, given: Input) -> list[InputFile]:

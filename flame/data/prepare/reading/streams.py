@@ -1,18 +1,14 @@
 """Opening files as streams of bytes, decompressed, with damage noticed."""
 
-import gzip
 import io
-import zlib
 from typing import Any
 
-import zstandard
 from fsspec.core import url_to_fs
 
+from flame.data.compressed import DAMAGE, decompressed
 from flame.data.prepare.reading.rows import BadFile
 
 _CHUNK = 1 << 18
-DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
-"""What reading a damaged compressed file raises."""
 
 
 def open_input(path: str) -> Any:
@@ -34,11 +30,7 @@ class Stream(io.RawIOBase):
     def __init__(self, path: str) -> None:
         self.path = path
         self._stored = open_input(path)
-        self._plain: Any = self._stored
-        if path.lower().endswith(".gz"):
-            self._plain = gzip.GzipFile(fileobj=self._stored)
-        elif path.lower().endswith(".zst"):
-            self._plain = _ZstdFile(self._stored)
+        self._plain: Any = decompressed(path, self._stored)
         self.read_bytes = 0
         """Plain bytes given out."""
 
@@ -49,7 +41,8 @@ class Stream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fills a buffer, as far as the next chunk goes."""
         try:
-            data = self._plain.read(len(buffer))
+            # What comes before damage is given out first: read1 asks for no more than is at hand.
+            data = (self._plain.read if self._plain is self._stored else self._plain.read1)(len(buffer))
         except DAMAGE as error:
             where = f"byte {self.read_bytes:,}" + (" of its contents" if self._plain is not self._stored else "")
             raise BadFile(f"{self.path} is damaged at {where}: {error}") from error
@@ -66,32 +59,6 @@ class Stream(io.RawIOBase):
         if not self.closed:
             self._stored.close()
         super().close()
-
-
-class _ZstdFile:
-    """Frames of zstd one after the other; unlike zstandard's own reader, it notices that the last one is cut off."""
-
-    def __init__(self, stored: Any) -> None:
-        self._stored = stored
-        self._frame: Any = None
-        self._pending = b""
-        self._plain = b""
-
-    def read(self, size: int) -> bytes:
-        while not self._plain:
-            data = self._pending or self._stored.read(_CHUNK)
-            self._pending = b""
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the file ends inside a zstd frame")
-                return b""
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._plain = self._frame.decompress(data)
-            if self._frame.eof:
-                self._pending, self._frame = self._frame.unused_data, None
-        given, self._plain = self._plain[:size], self._plain[size:]
-        return given
 
 
 def open_stream(path: str) -> tuple[Stream, io.BufferedReader]:

@@ -9,9 +9,9 @@ from warcio.statusandheaders import StatusAndHeadersParserException
 
 from flame.data.prepare.reading.rows import MARKUP, TOO_LARGE, BadFile, Fault, Reading, Row, Rows
 from flame.data.prepare.reading.text import decode_page
+from flame.data.web_archives import is_whole
 
 _DOCUMENTS = ("response", "conversion", "resource")
-_CHUNK = 1 << 16
 _PAGES = ("text/html", "application/xhtml+xml")
 
 
@@ -27,7 +27,8 @@ def read_warc(reader: io.BufferedReader, reading: Reading) -> Rows:
             row = None
             if record.rec_type in _DOCUMENTS:
                 row = _row(number, record, record.content_stream().read(reading.max_bytes + 1), reading)
-            _check_whole(record, number, reading.path)
+            if not is_whole(record):
+                raise BadFile(f"{reading.path} is cut off in record {number:,}")
             if row is not None:
                 yield row
     except (ArchiveLoadFailed, StatusAndHeadersParserException, EOFError, ValueError) as error:
@@ -62,12 +63,3 @@ def _row(number: int, record: Any, data: bytes, reading: Reading) -> Row | Fault
 def _content_type(record: Any) -> str:
     headers = record.http_headers or record.rec_headers
     return headers.get_header("Content-Type") or ""
-
-
-def _check_whole(record: Any, number: int, path: str) -> None:
-    """Reads a record to its end; an archive that is cut off ends before the announced length, or says none."""
-    rest = record.raw_stream
-    while rest.read(_CHUNK):
-        pass
-    if record.rec_headers.get_header("Content-Length") is None or getattr(rest, "limit", 0):
-        raise BadFile(f"{path} is cut off in record {number:,}")

@@ -43,8 +43,14 @@ def collect(job: PrepareJob, work: Path, plan: Plan) -> dict[str, Any]:
             kind: _clusters(notes, kind) for kind in ("exact", "minhash") if (notes / f"{kind}_clusters").is_dir()
         },
         "contaminated": _summed(_load(notes / "contamination")).get("items", {}),
-        "seconds": {path.stem: json.loads(path.read_text()) for path in sorted((notes / "seconds").glob("*.json"))},
+        "seconds": _seconds(notes / "seconds"),
     }
+
+
+def _seconds(folder: Path) -> dict[str, float]:
+    """Seconds by stage, in the order in which the stages ended."""
+    paths = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
 def _load(folder: Path) -> list[Any]:

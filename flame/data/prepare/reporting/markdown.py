@@ -58,7 +58,7 @@ def _funnel(found: dict[str, Any]) -> str:
         rows.append(
             [step["name"], count(dropped["documents"]), share, size(dropped["bytes"]), _tokens(dropped), *amounts]
         )
-    head = ["step", "dropped", "share", "bytes", "tokens", "kept", "bytes", "tokens"]
+    head = ["step", "dropped", "share", "dropped bytes", "dropped tokens", "kept", "kept bytes", "kept tokens"]
     text = "## What each step kept and dropped\n\n" + table(head, rows)
     is_counted = any(step["dropped"].get("tokens") is not None for step in found["steps"])
     if is_counted and found["job"]["report"]["tokens"] == "estimate":
@@ -75,7 +75,7 @@ def _sources(found: dict[str, Any]) -> str:
         kept = f"{100 * out['documents'] / into['documents']:.1f}%" if into["documents"] else ""
         amounts = [count(out["documents"]), kept, size(out["bytes"]), count(out.get("tokens") or 0)]
         rows.append([name, count(into["documents"]), size(into["bytes"]), *amounts])
-    head = ["input", "read", "bytes", "written", "share", "bytes", "tokens"]
+    head = ["input", "read", "read bytes", "written", "share", "written bytes", "written tokens"]
     return "## Inputs\n\n" + table(head, rows) if rows else ""
 
 
@@ -102,7 +102,7 @@ def _lengths(found: dict[str, Any]) -> str:
         [_step(int(start)), count(number), f"`{'█' * max(1, round(_BAR * number / most))}`"]
         for start, number in lengths.items()
     ]
-    return "## Lengths of the documents written\n\n" + table([unit, "documents", ""], rows)
+    return "## Lengths of the documents written\n\n" + table([unit, "documents", ""], rows, texts=(0, 2))
 
 
 def _step(start: int) -> str:
@@ -138,12 +138,13 @@ def _changes(steps: list[dict[str, Any]]) -> str:
         for group in step["notes"].values()
         for what, number in sorted(group.items())
     ]
-    return "## What was changed\n\n" + table(["step", "what", "times"], rows) if rows else ""
+    return "## What was changed\n\n" + table(["step", "what", "times"], rows, texts=(0, 1)) if rows else ""
 
 
 def _seconds(found: dict[str, Any]) -> str:
     stages = [[name, f"{seconds:,.1f}"] for name, seconds in found["seconds"].items()]
-    steps = [[step["name"], f"{step['seconds']:,.1f}"] for step in found["steps"]]
+    # Duplicates are found by stages of their own: leaving them out takes no time worth telling.
+    steps = [[step["name"], f"{step['seconds']:,.1f}"] for step in found["steps"] if step["seconds"]]
     parts = ["## Time", table(["stage", "seconds"], stages) if stages else ""]
     parts.append("Work of the steps, added up over all tasks:\n\n" + table(["step", "seconds"], steps))
     return "\n\n".join(part for part in parts if part)
@@ -167,9 +168,9 @@ def _example(example: dict[str, str]) -> str:
     return f"`{example['id'].replace('`', '')}`{detail}" + (f"\n\n{body}" if body else "")
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown; the first column is text, the others are figures."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def table(head: list[str], rows: list[list[str]], texts: tuple[int, ...] = (0,)) -> str:
+    """A table in Markdown; the columns ``texts`` begin at the left, the others are figures."""
+    lines = [head, ["---" if place in texts else "---:" for place in range(len(head))], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 

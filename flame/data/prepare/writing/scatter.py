@@ -15,9 +15,10 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from flame.data.prepare.dedup.drop_list import number_of, save_array
-from flame.data.prepare.documents import atomic, write_json
+from flame.data.prepare.documents import write_json
 from flame.data.prepare.reporting.tally import utf8_bytes
 from flame.data.prepare.writing.split import HeldOut, held_out_hash
+from flame.files import atomic
 
 SCHEMA = pa.schema(
     [

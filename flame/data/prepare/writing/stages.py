@@ -74,7 +74,7 @@ def _add_split(builder: Builder) -> HeldOut:
         return HeldOut(split.validation)
     folder = builder.folder("split")
     hashing = SplitHashes(folder / "hashes", split.validation_documents, builder.job.seed)
-    builder.stage("split-hashes", [documents.reader(), hashing], documents.tasks, "hash documents for the split")
+    builder.stage("split-hashes", [documents.reader(), hashing], documents.tasks, "hash for the split")
     target = folder / "threshold.npy"
     choosing = SplitThreshold(folder / "hashes", documents.tasks, split, target)
     builder.stage("split-threshold", [choosing], 1, "choose what is held out")

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flame.data.prepare.documents import atomic
 from flame.data.prepare.reporting.tally import utf8_bytes
 from flame.data.prepare.writing.written import Written
+from flame.files import atomic
 
 
 def write_text(

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flame.data.encoder import TextEncoder
-from flame.data.prepare.documents import atomic
 from flame.data.prepare.options import Output
 from flame.data.prepare.reporting.tally import utf8_bytes
 from flame.data.prepare.writing.written import Written
 from flame.data.shards import ShardEntry, TokenizerIdentity, TokenShardWriter
+from flame.files import atomic
 
 _BATCH_CHARACTERS = 1 << 20
 _ONE_SHARD = 1 << 62  # tokens: shards are cut by text, before

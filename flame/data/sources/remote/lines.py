@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flame.data.sources.line_files import IndexedFile, LineFiles
-from flame.data.sources.line_index import decompress, is_compressed, local_chunks, write_index
+from flame.data.sources.line_index import decompress, local_chunks, write_index
 from flame.data.sources.remote.pages import Pages
 from flame.data.sources.remote.shape import block_of, page_documents
 from flame.data.sources.remote.storage import RemoteStorage
 from flame.data.sources.storage import FileInfo, LocalStorage
+from flame.data.suffixes import is_compressed
 from flame.tokenizer.cache import build_once, cache_folder
 
 

@@ -220,7 +220,7 @@ def test_a_file_without_one_usable_record_is_missing_and_the_others_come(
     table = registry(tmp_path, mine=f"files.train = {urls}")
     assert flame(["data", "download", "mine", table, f"--out={tmp_path}/out"]) == 2
     said = capsys.readouterr().err
-    assert "array.json holds no text that can be used (" in said and "JSON as one object per line" in said
+    assert "array.json holds no text that can be used (" in said and "JSON is read as one object per line" in said
     assert os.listdir(tmp_path / "out/train") == ["good.parquet"]
 
 

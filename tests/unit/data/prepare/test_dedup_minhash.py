@@ -8,7 +8,11 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignatur
 from prepared_texts import digests, kept, make_builder, notes, random_texts, run_stages
 
 from flame.data.prepare.dedup.minhash import MinhashSignatures, clusters
-from flame.data.prepare.job import Input
+from flame.data.prepare.documents import write_json
+from flame.data.prepare.job import Input, PrepareJob
+from flame.data.prepare.reading.plan import Plan
+from flame.data.prepare.reporting.collect import collect
+from flame.data.prepare.reporting.markdown import markdown
 
 COPIES = 40
 
@@ -90,3 +94,13 @@ def test_a_chain_of_pairs_is_one_cluster():
 def test_no_pairs_are_no_clusters():
     first, documents = clusters(np.empty((0, 2), np.uint64))
     assert len(first) == len(documents) == 0
+
+
+def test_clusters_are_shown_in_steps_of_powers_of_two(tmp_path):
+    notes = {"sizes": {"2": 5, "3": 2, "4": 1, "70": 1}}, {"sizes": {"3": 1, "127": 1}}
+    for rank, note in enumerate(notes):
+        write_json(tmp_path / "notes" / "exact_clusters" / f"{rank:05d}.json", note)
+    found = collect(PrepareJob(), tmp_path, Plan([], [0]))
+    assert found["clusters"]["exact"]["sizes"] == {"2": 8, "4": 1, "64": 2}
+    report = markdown(found, False)
+    assert "| 2 to 3 | 8 |" in report and "| 4 to 7 | 1 |" in report and "| 64 to 127 | 2 |" in report

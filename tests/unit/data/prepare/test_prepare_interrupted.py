@@ -1,8 +1,10 @@
 """Stages that are killed and begun again write the same bytes; a full disk leaves no half file under a final name."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,16 +23,14 @@ texts = helper.random_texts(300)
 texts += [text.upper() for text in texts[::7]] + [text + " and more" for text in texts[::5]]
 
 
-def builder(folder, form):
+def builder(folder, form, shards=8, **sections):
     tokenizer = "" if form == "parquet" else helper.TOKENIZER
-    output = Output(format=form, tokenizer=tokenizer, shard_bytes=sum(map(len, texts)) // 8, row_length=65)
-    return helper.make_builder(Path(folder), texts, 3, output=output, split=Split(0.2))
+    output = Output(format=form, tokenizer=tokenizer, shard_bytes=sum(map(len, texts)) // shards, row_length=65)
+    return helper.make_builder(Path(folder), texts, 3, output=output, split=Split(0.2), **sections)
 """
 
 # Forks of a process that has imported everything and begun nothing: starting an interpreter takes longer than the work.
-_KILL = (
-    _COMMON
-    + """
+_KILL = """
 def begin(folder):
     child = os.fork()
     if not child:
@@ -58,15 +58,12 @@ for _ in range(kills):
 finish(folder + "/killed")
 assert killed, "every run was over before it was killed"
 """
-)
 
-_FILL = (
-    _COMMON
-    + """
+_FILL = """
 folder, limit = sys.argv[1], int(sys.argv[2])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 for form in ("parquet", "tokens", "packed"):
-    made = builder(f"{folder}/{form}", form)
+    made = builder(f"{folder}/{form}", form, shards=2, dedup=helper.KEEP_ALL)
     helper.run_stages(made, until="write-shards")
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
@@ -78,30 +75,64 @@ for form in ("parquet", "tokens", "packed"):
     assert not [name for name in files if not name.endswith(".idx")], files
     helper.run_stages(made)
 """
+
+
+# One interpreter that has imported everything forks a process for every script.
+_INTERPRETER = (
+    _COMMON
+    + """
+import json, traceback
+for line in sys.stdin:
+    script, *sys.argv[1:], said = json.loads(line)
+    child = os.fork()
+    if not child:
+        file = os.open(said, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, 1), os.dup2(file, 2)
+        try:
+            exec(script)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 )
 
 
-def run(script: str, folder: Path, number: int) -> list[str]:
-    """Runs a script in a process of its own; returns what it printed."""
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[subprocess.Popen[str]]:
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command = [sys.executable, "-c", script, str(folder), str(number)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-c", _INTERPRETER], stdin=pipe, stdout=pipe, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    yield process
+    process.kill()
+    process.communicate()
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_stages_killed_at_random_moments_write_the_same_bytes(tmp_path, kills):
-    run(_KILL, tmp_path, kills)
+def run(interpreter: subprocess.Popen[str], script: str, folder: Path, number: int) -> list[str]:
+    """Runs a script in a process of its own; returns what it printed."""
+    assert interpreter.stdin and interpreter.stdout
+    said = folder.with_name(f"{folder.name}-said")
+    interpreter.stdin.write(json.dumps([script, str(folder), str(number), str(said)]) + "\n")
+    interpreter.stdin.flush()
+    assert interpreter.stdout.readline() == "0\n", said.read_text()
+    return said.read_text().splitlines()
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_stages_killed_at_random_moments_write_the_same_bytes(tmp_path, kills, interpreter):
+    run(interpreter, _KILL, tmp_path, kills)
     whole, killed = (digests(tmp_path / name / "published") for name in ("whole", "killed"))
     assert whole == killed and len(whole) >= 6
     whole, killed = (digests(tmp_path / name / "notes" / "written") for name in ("whole", "killed"))
     assert whole == killed
 
 
-def test_a_full_disk_is_an_error_and_leaves_no_half_shard(tmp_path):
-    told = run(_FILL, tmp_path, 3000)
+def test_a_full_disk_is_an_error_and_leaves_no_half_shard(tmp_path, interpreter):
+    told = run(interpreter, _FILL, tmp_path, 3000)
     assert len(told) == 3 and all("File too large" in line for line in told), told
     assert told[1].startswith("DataError: cannot write ") and "shard_0000" in told[1]
     documents = sum(entry.documents for entry in read_manifest(tmp_path / "tokens/published/train").shards)
-    assert 200 < documents < 300
+    assert 300 < documents < 403

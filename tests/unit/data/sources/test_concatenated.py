@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_stand_ins import Source
+from data_stand_ins import Source, TokenSource
 
 from flame.data.sources.concatenated import ConcatenatedSource
 from flame.data.sources.open import open_source
@@ -52,3 +52,25 @@ def test_text_and_token_ids_are_not_one_collection(tmp_path, turned):
     with pytest.raises(DataError, match=f"holds {kinds[0]} and '.*' {kinds[1]}: .* set data.mix = \"tokens\""):
         ConcatenatedSource(sources[::-1] if turned else sources)
     assert ConcatenatedSource([tokens(tmp_path)]).tokenized
+
+
+def test_token_ids_are_read_without_an_object_per_document(tmp_path):
+    rng = np.random.default_rng(0)
+    sources: list[Any] = [
+        TokenSource([rng.integers(0, 99, rng.integers(0, 9)).tolist() for _ in range(20)]) for _ in range(3)
+    ]
+    assert ConcatenatedSource(sources).read_tokens is None, "not all of them can"
+    for source in sources:
+        source.read_tokens = lambda indices, source=source: (
+            np.array([token for i in indices for token in source.documents[i]], np.int32),
+            np.array([len(source.documents[i]) for i in indices], np.int64),
+        )
+    joined: Any = ConcatenatedSource(sources)
+    for order in (rng.permutation(60), rng.integers(0, 60, 7).tolist(), []):
+        ids, lengths = joined.read_tokens(order)
+        expected = [record["input_ids"].tolist() for record in joined.read(order)]
+        assert ids.tolist() == [token for document in expected for token in document]
+        assert lengths.tolist() == [len(document) for document in expected]
+    shard = tokens(tmp_path)
+    shards: Any = ConcatenatedSource([shard, shard])
+    assert np.array_equal(shards.read_tokens([0])[0], shards.read([0])[0]["input_ids"])

@@ -178,7 +178,7 @@ def test_a_block_is_a_slice_of_neighbours_in_a_large_corpus_and_a_document_in_a_
         (
             lambda folder: packed(folder / "a.parquet", [[1]]),
             {"token_dtype": "uint16"},
-            "no column 'text'",
+            "token_dtype = 'uint16' has no effect on parquet files",
         ),
     ],
 )
@@ -192,7 +192,10 @@ def test_what_does_not_fit_the_job_is_one_line(tmp_path, make, fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"path": "builtin:python-stdlib", "token_dtype": "uint16"}, "token_dtype = 'uint16' has no effect.*take it out"),
+        (
+            {"path": "builtin:python-stdlib", "token_dtype": "uint16"},
+            "token_dtype = 'uint16' has no effect.*take it out",
+        ),
         ({"path": "builtin:python-stdlib", "streaming": True}, "leave format out"),
         ({"path": "some/corpus", "format": "bin"}, "no file or folder 'some/corpus' of format bin"),
         ({"text_column": "ids"}, "text_column = 'ids' has no effect on .bin files, token ids; set only data_dir, data"),
