@@ -127,7 +127,7 @@ def test_a_loss_over_the_whole_vocabulary_equals_one_process(train: Train) -> No
         ("qwen3_moe", "tp2"),
         pytest.param("qwen3_moe", "dp2 pp2 ep2", marks=pytest.mark.slow),
         pytest.param("deepseek_v3", "dp2 tp2 ep4", marks=pytest.mark.slow),
-        ("mixtral", "dp2 cp2 ep4"),
+        pytest.param("mixtral", "dp2 cp2 ep4", marks=pytest.mark.slow),
         pytest.param("qwen3", "pp2 tp2", marks=pytest.mark.slow),
         ("nanochat", "pp2"),
         pytest.param("gemma3_text", "pp2 tp2", marks=pytest.mark.slow),

@@ -207,7 +207,7 @@ def test_validation_on_some_ranks_equals_one_process(
     assert few[0] != pytest.approx(everything[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("steps", [-1, 1])
+@pytest.mark.parametrize("steps", [-1, pytest.param(1, marks=pytest.mark.slow)])
 def test_ranks_without_a_document_validate_with_the_others(
     materials: Materials, pool: Pool, tmp_path: Path, steps: int
 ) -> None:

@@ -173,6 +173,7 @@ def test_a_naive_cut_would_be_noticed(task: Task, naive_cut: None) -> None:
         pipelined(task, "nanochat")
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_layout_starts_from_imported_weights(materials: Materials, pool: Pool, tmp_path: Path) -> None:
     """A HuggingFace folder fills packed, split and staged weights alike."""
     export = {"export.enable": True, "training.steps": 3}

@@ -30,9 +30,9 @@ def test_a_layout_equals_one_process(train: Train, model: str, layout: str) -> N
 @pytest.mark.parametrize(
     "model, layout",
     [
-        ("hgrn2", "tp2 cp2"),
+        pytest.param("hgrn2", "tp2 cp2", marks=pytest.mark.slow),
         ("mamba2", "tp2 cp2"),
-        ("gated_deltanet", "tp2 pp2"),
+        pytest.param("gated_deltanet", "tp2 pp2", marks=pytest.mark.slow),
         pytest.param("mamba", "tp2 cp2", marks=pytest.mark.slow),
         pytest.param("hgrn2", "pp2 cp2", marks=pytest.mark.slow),
         pytest.param("gla", "dp2 tp2", marks=pytest.mark.slow),
@@ -52,7 +52,7 @@ def test_options_of_mixers_equal_one_process(train: Train, model: str, layout: s
 
 @pytest.mark.parametrize(
     "model, layout",
-    [("gla", "pp2 cp2"), ("rwkv7", "cp2"), pytest.param("transformer", "pp2 cp2", marks=pytest.mark.slow)],
+    [("rwkv7", "cp2"), *(pytest.param(model, "pp2 cp2", marks=pytest.mark.slow) for model in ("gla", "transformer"))],
 )
 def test_packed_documents_across_parts_equal_one_process(train: Train, model: str, layout: str) -> None:
     assert_equal_runs(train(model, layout=layout, **VARLEN), train(model, **VARLEN))
@@ -64,6 +64,7 @@ def test_recomputation_equals_one_process(train: Train, layout: str) -> None:
     assert_equal_runs(train("gated_deltanet", layout=layout, **{RECOMPUTE: "full"}), train("gated_deltanet"))
 
 
+@pytest.mark.slow
 def test_recomputation_of_packed_parts_in_stages_equals_one_process(train: Train) -> None:
     """The backward pass of a micro-batch comes after the forward pass of the next."""
     assert_equal_runs(train("gla", layout="pp2 cp2", **{RECOMPUTE: "full", **VARLEN}), train("gla", **VARLEN))
