@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 SOURCE_FORMATS = ("", "parquet", "jsonl", "txt", "bin", "packed", "hub", "builtin")
+AUDIO_FORMATS = ("", "jsonl", "librispeech", "common_voice", "folder", "hub")
+SERIES_FORMATS = ("", "ts", "arff", "csv", "parquet", "npz", "mnist", "cifar10", "hub", "builtin")
 
 
 @dataclass
@@ -34,11 +36,30 @@ class Source:
     text_column: str = ""
     """Column that holds the text; empty for the first of `text` and `content`."""
 
+    audio_column: str = ""
+    """Column that holds the recording, for tasks on audio; empty for the usual names."""
+
+    label_column: str = ""
+    """Column that holds the class or the value to predict, for tasks on series; empty for the usual names."""
+
+    value_columns: list[str] = field(default_factory=list)
+    """Columns that hold the values of a series, one per channel or one per step; empty for all that are left."""
+
+    series_column: str = ""
+    """Column that says which series a row belongs to, where a row is one step; empty where a row is a whole series."""
+
+    time_column: str = ""
+    """Column that orders the rows of a series; empty for the order of the file."""
+
     layout: str = ""
     """Layout of conversations (`messages`, `prompt_completion`, ...); empty to tell by the columns."""
 
     format: str = ""
-    """`parquet`, `jsonl`, `txt`, `bin`, `packed`, `hub` or `builtin`; empty to tell by the path."""
+    """
+    What the files are; empty to tell by the path. Text: `parquet`, `jsonl`, `txt`, `bin`, `packed`, `hub`, `builtin`.
+    Audio: `jsonl`, `librispeech`, `common_voice`, `folder`, `hub`. Series: `ts`, `arff`, `csv`, `parquet`, `npz`,
+    `mnist`, `cifar10`, `hub`, `builtin`.
+    """
 
     token_dtype: Literal["", "uint16", "uint32"] = ""
     """Type of the tokens of a bare `.bin` file; empty where an index beside it says so."""
