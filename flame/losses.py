@@ -226,3 +226,23 @@ def _over_ranks(
     sums = torch.stack([(log_sum - largest).exp_(), chosen])
     dist.all_reduce(sums, group=group)
     return largest + sums[0].log(), sums[1]
+
+
+def ctc_sum(logits: torch.Tensor, labels: torch.Tensor, steps: torch.Tensor, blank: int) -> torch.Tensor:
+    """Summed CTC loss (Graves et al. 2006): minus the logarithm of the probability that some path reads as the labels.
+
+    Args:
+        logits: [B, T, V].
+        labels: [B, L], -100 behind the last; a row of -100 alone is not scored.
+        steps: [B], steps of each row before its padding.
+        blank: the label that writes nothing.
+
+    Returns:
+        A float32 scalar; a row too short for its labels adds nothing.
+    """
+    lengths = (labels != IGNORE_INDEX).sum(1)
+    log_probabilities = logits.float().log_softmax(-1).transpose(0, 1)  # [T, B, V]
+    losses = F.ctc_loss(
+        log_probabilities, labels.clamp(min=0), steps, lengths, blank=blank, reduction="none", zero_infinity=True
+    )
+    return (losses * (lengths > 0)).sum()

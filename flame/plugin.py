@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch.nn as nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -55,8 +56,15 @@ class ModelPlugin:
     """Whether a cached pass computes what one over the whole sequence does; else generation runs without a cache."""
 
     objective: str = "autoregressive"
-    """What the family is made to be trained on: ``autoregressive``, ``recurrent_depth`` or ``masked_diffusion``. Tasks
-    name the objectives they serve, and ``flame generate`` has a decoder for each."""
+    """What the family is made to be trained on: ``autoregressive``, ``recurrent_depth``, ``masked_diffusion``, ``ctc``
+    or ``classification``. Tasks name the objectives they serve, and ``flame generate`` decodes those of text."""
+
+    features: Callable[[PreTrainedConfig], Any] | None = None
+    """The HuggingFace feature extractor that a config asks for, where the model does not read text; its ``features``
+    turns what a source gives into ``[steps, width]``."""
+
+    inner: Callable[[PreTrainedConfig], list[str]] = lambda config: []
+    """The model types of the families that a config builds upon."""
 
     initialise: Callable[[PreTrainedModel], None] | None = None
     """Fills a freshly constructed model's weights, where the class does not start them as the family does."""
@@ -165,7 +173,8 @@ def modeling_files(model_class: type[nn.Module]) -> list[Path]:
     if model_class.__module__.startswith(("transformers.", "fla.")):
         return []
     folder = Path(str(sys.modules[model_class.__module__].__file__)).parent
-    return sorted(path for path in folder.glob("*.py") if path.stem.startswith(("modeling_", "configuration_")))
+    carried = ("modeling_", "configuration_", "feature_extraction_")
+    return sorted(path for path in folder.glob("*.py") if path.stem.startswith(carried))
 
 
 _NOT_TASKS = {"__init__", "base"}

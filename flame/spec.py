@@ -14,7 +14,6 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from flame import compat
 from flame.config import JobConfig, to_toml
 from flame.data.job import train_loader, validation_loader
-from flame.data.plan import open_sources
 from flame.errors import ConfigError, closest
 from flame.metrics import Metrics
 from flame.models.build import ModelArgs, build_model, model_class
@@ -40,7 +39,8 @@ class Job:
     plugin: ModelPlugin
     model_config: PreTrainedConfig
     model_class: type[PreTrainedModel]
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast | None
+    """None where the task reads no text."""
     task: Task
     grown_vocabulary: bool
     passes: Passes | None = None
@@ -59,13 +59,14 @@ def load_job(config: JobConfig) -> Job:
             f"family '{plugin.model_type}' needs a GPU, and this machine has none: {plugin.needs_triton}; "
             "train it on one, or take a family that `flame families` lists for the CPU"
         )
-    tokenizer = load_tokenizer(config.model.tokenizer_path)
-    grown = fit_tokenizer(model_config, tokenizer)
+    tokenizer = load_tokenizer(config.model.tokenizer_path) if config.task.needs_tokenizer else None
+    grown = tokenizer is not None and fit_tokenizer(model_config, tokenizer)
     model_config._attn_implementation = attention(config, plugin.objective)
     task_class = load_task(config.task.name, config.model.plugin_path)
     cls = model_class(plugin, model_config, task_class.head)  # type: ignore[attr-defined]
     task = task_class(config.task, tokenizer=tokenizer, config=config)
     cls.init_seed = config.debug.seed  # type: ignore[attr-defined]
+    task.features = plugin.features(model_config) if plugin.features is not None else None
     task.extend(cls, model_config)
     derive_steps(config, cls, model_config, plugin)
     return Job(config, plugin, model_config, cls, tokenizer, task, grown)
@@ -117,14 +118,6 @@ def _check_family(job: Job) -> None:
             )
 
 
-def check_sources(job: Job) -> None:
-    """Opens every data source once, so that what is missing or unreadable shows before any rank starts."""
-    config, encoder = job.config, job.task.encoder()
-    open_sources(config.data.sources, config.data, encoder)
-    if config.validation.enable:
-        open_sources(config.validation.sources, config.data, encoder, repeat=False)
-
-
 def attention(config: JobConfig, objective: str) -> str | None:
     """The attention implementation of a transformers family: the job's, else what device and packing ask for; None
     leaves the choice to transformers (SDPA where the family has it)."""
@@ -155,9 +148,20 @@ def write_assets(job: Job) -> None:
     config.save_pretrained(folder)
     if job.task.head == "causal_lm":
         GenerationConfig.from_model_config(config).save_pretrained(folder)
-    job.tokenizer.save_pretrained(folder)
+    if job.tokenizer is not None:
+        job.tokenizer.save_pretrained(folder)
+    if job.task.features is not None:
+        _write_features(job.task.features, folder)
     for file in files:
         shutil.copyfile(file, folder / file.name)
+
+
+def _write_features(features: Any, folder: Path) -> None:
+    """Writes ``preprocessor_config.json``; a class that is not transformers' own comes along as a file."""
+    if not type(features).__module__.startswith("transformers."):
+        name = f"{_leaf(type(features).__module__)}.{type(features).__name__}"
+        features.auto_map = {"AutoFeatureExtractor": name}
+    features.save_pretrained(folder)
 
 
 def _leaf(module: str) -> str:

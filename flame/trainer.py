@@ -21,7 +21,6 @@ from flame.checkpoint.manager import CheckpointManager
 from flame.config import JobConfig
 from flame.data.batch import Batch, to_device
 from flame.errors import DataError
-from flame.losses import IGNORE_INDEX
 from flame.metrics import Metrics
 from flame.models.experts import watch_experts
 from flame.optim import Optimizers
@@ -155,6 +154,8 @@ class Trainer(TitanTrainer):
             self._blank_batches += self.dataloader.is_blank  # type: ignore[union-attr]
             first = rows * (passes * self._data_rank() + index)
             generators = (seeded(seed, self.step, first + row) for row in range(len(labels)))
+            # torchtitan counts labels.
+            self.metrics_processor.ntokens_since_last_log += int(task.positions(inputs, labels)) - labels.numel()
             batches.append(task.prepare_rows(({**inputs, **drawn}, labels), generators))
             self.metrics_processor.work.append(task.work(batches[-1][0]))
         return batches
@@ -163,9 +164,10 @@ class Trainer(TitanTrainer):
         """Scored labels, positions, micro-batches with documents and the task's counts, summed over micro-batches and
         ranks."""
         totals = {"documents": torch.tensor(len(batches) - self._blank_batches)}
-        for _, labels in batches:
-            counted = {"valid": (labels != IGNORE_INDEX).sum(), "tokens": torch.tensor(labels.numel())}
-            for name, value in {**counted, **self.job.task.counts(labels)}.items():
+        task = self.job.task
+        for inputs, labels in batches:
+            counted = {"valid": task.scored(inputs, labels), "tokens": task.positions(inputs, labels)}
+            for name, value in {**counted, **task.counts(labels)}.items():
                 totals[name] = totals.get(name, torch.tensor(0)) + value
         return sum_over_data(totals, self.parallel_dims)
 

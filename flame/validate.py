@@ -4,9 +4,11 @@ import logging
 import zlib
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 from torchtitan.components.validate import BaseValidator
 from torchtitan.distributed import ParallelDims
@@ -18,7 +20,7 @@ from flame.errors import DataError
 from flame.losses import IGNORE_INDEX
 from flame.metrics import Metrics
 from flame.parallel.passes import Passes
-from flame.parallel.reduce import sum_over_data
+from flame.parallel.reduce import sum_over_data, sum_tensors
 from flame.tasks.base import Task, seeded
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,8 @@ class Validator(BaseValidator):
             part.eval()
         figures: dict[str, float] = {}
         for name, extra in self.task.variants().items():
-            figures |= {f"{key}_{name}".rstrip("_"): value for key, value in self._figures(extra).items()}
+            found = self._figures(extra, step)
+            figures |= {f"{key}_{name}".rstrip("_"): value for key, value in found.items()}
         for part in model_parts:
             part.train()
         self.validated = step
@@ -69,19 +72,22 @@ class Validator(BaseValidator):
             log.warning("step %d: %s", step, alarm)
         return figures
 
-    def _figures(self, extra: Mapping[str, Any]) -> dict[str, float]:
+    def _figures(self, extra: Mapping[str, Any], step: int) -> dict[str, float]:
         """The loss and the task's report over all batches, with some inputs added."""
         totals: dict[str, torch.Tensor] = {}
-        total_loss = torch.zeros((), dtype=torch.float64, device=compat.DEVICE_TYPE)
+        shares = {"loss": torch.zeros((), dtype=torch.float64, device=compat.DEVICE_TYPE)}
         for batch in self._equal_batches():
             inputs, labels = to_device(batch, compat.DEVICE_TYPE)
-            total_loss += self.passes.evaluate({**inputs, **extra}, labels).double()
-            for name, value in {"valid": (labels != IGNORE_INDEX).sum(), **self.task.counts(labels)}.items():
-                totals[name] = totals.get(name, 0) + value.double()
-        summed = sum_over_data(totals, self.parallel_dims)
-        summed |= sum_over_data({"loss": total_loss}, self.parallel_dims, shares=True)
+            loss = self.passes.evaluate({**inputs, **extra}, labels)
+            _add(totals, {"valid": self.task.scored(inputs, labels), **self.task.counts(labels)})
+            _add(shares, {"loss": loss, **self.task.tally()})
+        summed: dict[str, Any] = sum_over_data(totals, self.parallel_dims)
+        shown = sum_tensors(shares, self.parallel_dims)
+        summed |= {name: value.item() if value.dim() == 0 else value for name, value in shown.items()}
         loss, valid = summed.pop("loss"), summed.pop("valid")
         mean = loss / max(valid, 1.0)
+        if dist.get_rank() == 0:
+            self.task.validated(step, shown, Path(self.job_config.job.dump_folder) / "validation")
         return {"loss": mean, **self.task.report(mean, valid, summed)}
 
     def _equal_batches(self) -> Iterator[Batch]:
@@ -95,17 +101,17 @@ class Validator(BaseValidator):
         )
         if not most:
             raise DataError(f"validation.sources hold no usable documents: {self.loader.skipped or 'all are empty'}")
-        rows = self.job_config.validation.local_batch_size
         for batch in self._batches:
-            yield _filled(batch, rows)
+            yield self._filled(batch)
         for _ in range(most - len(self._batches)):
-            inputs, labels = _filled(self._batches[0] if self._batches else self._blank(), rows)
+            inputs, labels = self._filled(self._batches[0] if self._batches else self._blank())
             yield inputs, torch.full_like(labels, IGNORE_INDEX)
 
     def _prepared(self, batch: Batch) -> Batch:
         """The batch with what the task draws for it. Each row's seed is its text: the same noise in every validation,
         whichever rank reads the row."""
-        texts = (zlib.crc32(row.numpy().tobytes()) for row in batch[0]["input_ids"])
+        values = next(value for value in batch[0].values() if is_tensor(value))
+        texts = (zlib.crc32(row.numpy().tobytes()) for row in values)
         return self.task.prepare_rows(batch, (seeded(self.job_config.debug.seed or 0, text) for text in texts))
 
     def _most_batches(self) -> int | None:
@@ -116,17 +122,19 @@ class Validator(BaseValidator):
         return -(-rows // config.validation.local_batch_size) if rows > 0 else None
 
     def _blank(self) -> Batch:
-        rows = self.job_config.validation.local_batch_size  # as many as a pipeline's schedule is made for
-        ids = torch.zeros(rows, self.job_config.training.seq_len, dtype=torch.long)
-        return self._prepared(({"input_ids": ids}, ids))
+        return self._prepared(self.loader.blank())
+
+    def _filled(self, batch: Batch) -> Batch:
+        """The last batch of a source with copies of its first row, not scored, in place of rows it lacks: the schedule
+        of a pipeline takes batches of one size."""
+        missing = self.job_config.validation.local_batch_size - len(batch[1])
+        if missing <= 0 or self.passes.pipeline is None:
+            return batch
+        inputs, labels = rows_of(batch, slice(0, 1))
+        copies = {name: value.repeat(missing, 1) if is_tensor(value) else value for name, value in inputs.items()}
+        return join_rows([batch, (copies, torch.full_like(labels, IGNORE_INDEX).repeat(missing, 1))])
 
 
-def _filled(batch: Batch, rows: int) -> Batch:
-    """The last batch of a source with copies of its first row, not scored, in place of rows it lacks: the schedule of a
-    pipeline takes batches of one size."""
-    missing = rows - len(batch[1])
-    if missing <= 0:
-        return batch
-    inputs, labels = rows_of(batch, slice(0, 1))
-    copies = {name: value.repeat(missing, 1) if is_tensor(value) else value for name, value in inputs.items()}
-    return join_rows([batch, (copies, torch.full_like(labels, IGNORE_INDEX).repeat(missing, 1))])
+def _add(totals: dict[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    for name, value in values.items():
+        totals[name] = totals.get(name, 0) + value.double()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flame import compat
 from flame.config.bounds import check_bounds
-from flame.config.corpora import SOURCE_FORMATS, Source
+from flame.config.corpora import Source
 from flame.config.files import locate, looks_like_path
 from flame.config.layout import check_microbatches, check_parallelism, data_parallel_degree
 from flame.config.mixing import check_mixing
@@ -59,15 +59,19 @@ def _check_model(config: JobConfig) -> None:
         raise ConfigError(f"model.name = '{model.name}' must be 'flame'; the model is chosen by model.config.")
     if not model.config:
         raise ConfigError("model.config is not set: name a JSON file, a shipped config or a hub id.")
-    if not model.tokenizer_path and Path(model.config, "tokenizer_config.json").expanduser().is_file():
+    in_model = Path(model.config, "tokenizer_config.json").expanduser()
+    if not model.tokenizer_path and config.task.needs_tokenizer and in_model.is_file():
         model.tokenizer_path = model.config
-    if not model.tokenizer_path:
+    if model.tokenizer_path and not config.task.needs_tokenizer:
+        raise ConfigError(f"model.tokenizer_path has no effect: task '{config.task.name}' reads no text; remove it.")
+    if not model.tokenizer_path and config.task.needs_tokenizer:
         raise ConfigError(
             "model.tokenizer_path is not set: name a HuggingFace folder, a hub id or builtin:python-stdlib-8k."
         )
     if looks_like_path(model.config) and not Path(model.config).expanduser().is_dir():
         locate(model.config)
-    _require_existing("model.tokenizer_path", model.tokenizer_path)
+    if model.tokenizer_path:
+        _require_existing("model.tokenizer_path", model.tokenizer_path)
     if model.plugin_path and not Path(model.plugin_path).expanduser().is_dir():
         raise ConfigError(f"model.plugin_path = '{model.plugin_path}' is not a folder.")
     for converter in model.converters:
@@ -82,14 +86,14 @@ def _check_sources(config: JobConfig) -> None:
         raise ConfigError("validation.enable is true, but validation.sources is empty: list a held-out corpus there.")
     for section, sources in (("data", config.data.sources), ("validation", config.validation.sources)):
         for index, source in enumerate(sources):
-            _check_source(f"{section}.sources.{index}", source)
+            _check_source(f"{section}.sources.{index}", source, config.task.formats)
 
 
-def _check_source(name: str, source: Source) -> None:
+def _check_source(name: str, source: Source, formats: tuple[str, ...]) -> None:
     if not source.path:
         raise ConfigError(f"{name}.path is empty: name a file, a folder, a hub id or builtin:python-stdlib.")
-    if source.format not in SOURCE_FORMATS:
-        valid, hint = ", ".join(SOURCE_FORMATS[1:]), closest(source.format, SOURCE_FORMATS)
+    if source.format not in formats:
+        valid, hint = ", ".join(formats[1:]), closest(source.format, formats)
         raise ConfigError(f"{name}.format = '{source.format}' must be one of {valid}, or empty.{hint}")
     if "://" in source.path or not _LOCAL_SOURCE.search(source.path):
         return

@@ -8,11 +8,11 @@ Annotations stay real types here, because torchtitan and the parser read them: n
 # pyright: reportIncompatibleVariableOverride=false
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torchtitan.config import job_config as titan
 
-from flame.config.corpora import Data, Source
+from flame.config.corpora import SOURCE_FORMATS, Data, Source
 from flame.config.optimization import Optimizer
 from flame.config.parallelism import Parallelism
 from flame.config.stability import Guard, Moe
@@ -140,6 +140,11 @@ class Validation(titan.Validation):
 @dataclass
 class TaskOptions:
     """The `[task]` table; a task that has options of its own subclasses it."""
+
+    needs_tokenizer: ClassVar[bool] = True
+    """Whether there is text in it, so that the job needs a tokenizer."""
+    formats: ClassVar[tuple[str, ...]] = SOURCE_FORMATS
+    """What `data.sources.N.format` may be."""
 
     name: str = "causal_lm"
     """What the model learns: the name of a task."""

@@ -3,14 +3,16 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 
-from flame.data.batch import Batch
-from flame.data.loader import Loader
+from flame.data.batch import Batch, Inputs
+from flame.data.job import AnyLoader
+from flame.data.packing import IGNORE
 
 
-def fingerprints(loaders: Sequence[Loader], micro_batches: int) -> Iterator[str]:
+def fingerprints(loaders: Sequence[AnyLoader], micro_batches: int) -> Iterator[str]:
     """Yields a hash of every global batch.
 
     Args:
@@ -31,7 +33,20 @@ def fingerprints(loaders: Sequence[Loader], micro_batches: int) -> Iterator[str]
 def _digest(batches: Sequence[Batch]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for inputs, labels in batches:
+        if "input_ids" not in inputs:
+            _add_examples(digest, inputs, labels)
+            continue
         planes = [inputs["input_ids"], labels, *(inputs[key] for key in sorted(inputs) if key != "input_ids")]
         # [B, planes, T]: rows one after the other, so that the size of micro-batches does not matter
         digest.update(torch.stack(planes, dim=1).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _add_examples(digest: Any, inputs: Inputs, labels: torch.Tensor) -> None:
+    """Adds examples without their padding, which depends on what else is in the micro-batch."""
+    values = next(value for name, value in inputs.items() if name != "attention_mask")
+    for row, steps in enumerate(inputs["attention_mask"].sum(1).tolist()):
+        own = labels[row][labels[row] != IGNORE]
+        if len(own):  # else nothing but a place that a rank had no example for
+            digest.update(values[row, :steps].contiguous().numpy().tobytes())
+            digest.update(own.numpy().tobytes())

@@ -1,14 +1,20 @@
 """The loaders of a job: what its config says of training and validation data, for one data-parallel rank."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from flame.config import JobConfig, Source
 from flame.data.encoder import Encoder
+from flame.data.examples.example import ExampleEncoder
+from flame.data.examples.loader import ExampleLoader, build_example_loader
 from flame.data.loader import Loader, build_loader
+from flame.data.plan import open_sources
+
+AnyEncoder = Encoder | ExampleEncoder
+AnyLoader = Loader | ExampleLoader
 
 
-def train_loader(config: JobConfig, encoder: Encoder, dp_rank: int = 0, dp_world_size: int = 1) -> Loader:
+def train_loader(config: JobConfig, encoder: AnyEncoder, dp_rank: int = 0, dp_world_size: int = 1) -> AnyLoader:
     """Endless batches from ``data.sources``.
 
     Args:
@@ -32,7 +38,7 @@ def train_loader(config: JobConfig, encoder: Encoder, dp_rank: int = 0, dp_world
     )
 
 
-def validation_loader(config: JobConfig, encoder: Encoder, dp_rank: int = 0, dp_world_size: int = 1) -> Loader:
+def validation_loader(config: JobConfig, encoder: AnyEncoder, dp_rank: int = 0, dp_world_size: int = 1) -> AnyLoader:
     """One pass over ``validation.sources``, always in the same order. Arguments and errors as in ``train_loader``."""
     return _loader(
         config,
@@ -47,12 +53,44 @@ def validation_loader(config: JobConfig, encoder: Encoder, dp_rank: int = 0, dp_
     )
 
 
-def _loader(config: JobConfig, sources: Sequence[Source], **options: Any) -> Loader:
-    """What training and validation share: how rows are made."""
+def reads_examples(encoder: AnyEncoder) -> TypeGuard[ExampleEncoder]:
+    """Whether an encoder makes examples, which are batched as they are, rather than token ids."""
+    return hasattr(encoder, "inputs_name")
+
+
+def check_sources(config: JobConfig, encoder: AnyEncoder) -> None:
+    """Opens every source once, so that what is missing or unreadable shows before any rank starts.
+
+    Raises:
+        DataError: a source cannot be read.
+    """
+    held_out = config.validation.sources if config.validation.enable else []
+    if reads_examples(encoder):
+        for source in [*config.data.sources, *held_out]:
+            encoder.open(source)
+        return
+    open_sources(config.data.sources, config.data, encoder)
+    if held_out:
+        open_sources(held_out, config.data, encoder, repeat=False)
+
+
+def _loader(config: JobConfig, sources: Sequence[Source], encoder: AnyEncoder, **options: Any) -> AnyLoader:
+    """What training and validation share: how rows, or batches of examples, are made."""
     training = config.training
+    if reads_examples(encoder):
+        return build_example_loader(
+            sources=sources,
+            data=config.data,
+            encoder=encoder,
+            longest=training.seq_len,
+            budget=getattr(config.task, "steps_per_batch", 0),
+            global_batch_size=training.global_batch_size,
+            **options,
+        )
     return build_loader(
         sources=sources,
         data=config.data,
+        encoder=encoder,
         seq_len=training.seq_len,
         context_len=training.context_len,
         varlen=training.varlen,

@@ -38,3 +38,8 @@ def merge_states(parts: Iterable[bytes]) -> bytes:
     for part in parts:
         merged |= unpack_states(part)
     return pack_states(merged)
+
+
+def next_turn(states: list[np.ndarray]) -> int:
+    """Returns which of several lanes is next: the first of those that have given the fewest rows."""
+    return int(np.argmin([state[0] for state in states]))

@@ -22,6 +22,7 @@ from flame.config import Source
 from flame.data.batch import Batch
 from flame.data.encoder import Encoder
 from flame.data.lane_states import merge_states, pack_states, unpack_states
+from flame.data.packing import IGNORE
 from flame.data.plan import DataConfig, make_plan
 from flame.data.record import Record
 from flame.data.rows import Row, RowMaker, RowPlan
@@ -31,7 +32,8 @@ from flame.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_START_OVER = "or start the data over with checkpoint.exclude_from_loading = ['dataloader']"
+START_OVER = "or start the data over with checkpoint.exclude_from_loading = ['dataloader']"
+"""The other remedy where a state does not go with a job."""
 
 
 class DataloaderConfig(Protocol):
@@ -94,6 +96,11 @@ class Loader(BaseDataLoader):
         """Gives this rank's next rows with their ``spans``, made in this process; batches are not affected."""
         return RowMaker(self._plan, self._states, trace=True)
 
+    def blank(self) -> Batch:
+        """A batch of which nothing is scored."""
+        ids = torch.zeros(self._local_batch_size, self._plan.shape.seq_len, dtype=torch.long)
+        return {"input_ids": ids}, torch.full_like(ids, IGNORE)
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of the data after the last batch handed out, whatever has been read ahead.
 
@@ -142,14 +149,14 @@ class Loader(BaseDataLoader):
             raise DataError(
                 f"the checkpoint's data state has {saved['lanes']} lanes and {len(saved['documents'])} sources, the "
                 f"job has {layout['lanes']} and {len(layout['documents'])}: keep global_batch_size, lanes_per_row and "
-                f"sources, {_START_OVER}"
+                f"sources, {START_OVER}"
             )
         saved = {**layout, **saved}  # what older states do not tell is not compared
         for key, name in _KEPT.items():
             if saved[key] != layout[key]:
                 raise DataError(
                     f"the checkpoint's data state is of {name} = {saved[key]!r}, the job has {layout[key]!r}: keep it, "
-                    f"{_START_OVER}"
+                    f"{START_OVER}"
                 )
         for key, meaning in _CHANGES.items():
             if saved[key] != layout[key]:

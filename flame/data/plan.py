@@ -47,7 +47,7 @@ def make_plan(
     Raises:
         DataError: A source cannot be opened, or the weights are impossible.
     """
-    _check_weights([source.weight for source in sources])
+    check_weights([source.weight for source in sources])
     lanes_per_row = data.lanes_per_row if repeat else 1
     lanes = global_batch_size * lanes_per_row
     opened = open_sources(sources, data, encoder, repeat=repeat)
@@ -55,7 +55,7 @@ def make_plan(
     plan = RowPlan(
         sources=[ConcatenatedSource(opened)] if in_one else opened,
         encoder=encoder,
-        epochs=_epochs(sources, data.mix, in_one) if repeat else [1.0] * len(sources),
+        epochs=epochs_of(sources, data.mix, in_one) if repeat else [1.0] * len(sources),
         mixture=Mixture(
             weights=(1.0,) if in_one else tuple(float(source.weight) for source in sources),
             seed=seed,
@@ -102,7 +102,7 @@ def open_sources(
     return opened
 
 
-def _epochs(sources: Sequence[Source], mix: str, in_one: bool) -> list[float | None]:
+def epochs_of(sources: Sequence[Source], mix: str, in_one: bool) -> list[float | None]:
     """Most passes over every source of the plan."""
     epochs = [source.epochs or None for source in sources]
     if in_one:
@@ -112,7 +112,8 @@ def _epochs(sources: Sequence[Source], mix: str, in_one: bool) -> list[float | N
     return epochs
 
 
-def _check_weights(weights: Sequence[float]) -> None:
+def check_weights(weights: Sequence[float]) -> None:
+    """Raises DataError where there are no weights, or impossible ones."""
     if not weights:
         raise DataError("there is no data source: add a [[data.sources]] table with a path")
     if min(weights) < 0 or not any(weights):

@@ -36,5 +36,17 @@ class Record:
                 *(self.packed[name] for name in ("documents", "too long", "cut", "tokens left out")),
             )
 
+    def summarise_examples(self) -> None:
+        """Logs the counts of examples, if there are any."""
+        if self.skipped:
+            logger.warning("examples left out: %s", self)
+        if padded := self.packed["padded"]:
+            logger.info(
+                "%d examples, %d steps; padding: %.1f%% of all positions",
+                self.packed["examples"],
+                self.packed["steps"],
+                100 - 100 * self.packed["steps"] / padded,
+            )
+
     def __str__(self) -> str:
         return ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.most_common())

@@ -15,6 +15,7 @@ import numpy as np
 
 from flame.data.encoder import Encoder
 from flame.data.feeder import Feeder
+from flame.data.lane_states import next_turn
 from flame.data.mixture import Mixture
 from flame.data.order import DocumentOrder
 from flame.data.packers import ENDED, STATE_SIZE, BlockPacker, RowShape, StreamPacker
@@ -68,6 +69,10 @@ class RowPlan:
             "packing": shape.packing,
             "shape": None if shape.packing == "stream" else [shape.seq_len, shape.context_len, shape.too_long],
         }
+
+    def maker(self, states: dict[int, np.ndarray]) -> "RowMaker":
+        """Makes the rows of some lanes from their states on."""
+        return RowMaker(self, states)
 
     def initial_state(self) -> np.ndarray:
         """Returns the state of a lane that has given nothing yet."""
@@ -194,8 +199,3 @@ class RowMaker:
             else:
                 packers.append(BlockPacker(feeder, stream, shape, number, max(given, 0), self.tally))
         return packers
-
-
-def next_turn(states: list[np.ndarray]) -> int:
-    """Returns which of several lanes is next: the first of those that have given the fewest rows."""
-    return int(np.argmin([state[0] for state in states]))

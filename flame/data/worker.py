@@ -9,21 +9,46 @@ import queue
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from flame.data.rows import Row, RowMaker, RowPlan
+from flame.data.sources.records import BadRowPolicy
 from flame.errors import DataError
+
+
+class Turn(Protocol):
+    """What a lane gives at its turn: a row, or a micro-batch of examples."""
+
+    @property
+    def lane(self) -> int: ...
+
+
+class Maker(Protocol):
+    """Makes what some lanes give, without end."""
+
+    policy: BadRowPolicy
+    tally: Counter[str]
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Plan(Protocol):
+    """What a worker works by."""
+
+    def maker(self, states: dict[int, np.ndarray]) -> Maker:
+        """Makes what the lanes give from these states on."""
+        ...
 
 
 class Assignment(NamedTuple):
     """What a worker is to do."""
 
-    plan: RowPlan
+    plan: Plan
     states: dict[int, np.ndarray]
     """Its lanes, in the order of their turns, each with its state."""
     rows_per_message: int
@@ -33,7 +58,8 @@ class Assignment(NamedTuple):
 class Message(NamedTuple):
     """What a worker sends."""
 
-    rows: list[Row]
+    rows: list[Any]
+    """Each a ``Turn``."""
     counts: dict[str, int]
     """Bad rows since the last message, by reason."""
     examples: dict[str, str]
@@ -45,7 +71,7 @@ class Message(NamedTuple):
 
 def messages(assignment: Assignment) -> Iterator[Message]:
     """Yields the rows of the assigned lanes without end, or until bad data ends them with an error."""
-    maker = RowMaker(assignment.plan, assignment.states)
+    maker = assignment.plan.maker(assignment.states)
     rows = iter(maker)
     while True:
         try:

@@ -7,11 +7,12 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
+from typing import Any
 
 import numpy as np
 
-from flame.data.rows import Row, RowPlan, next_turn
-from flame.data.worker import Assignment, Message
+from flame.data.lane_states import next_turn
+from flame.data.worker import Assignment, Message, Plan
 from flame.errors import DataError
 
 # Not `-m`: messages are pickled by reference to flame.data.worker, which must not be __main__ at the other end.
@@ -40,7 +41,7 @@ class Worker:
             env=environment,
         )
         theirs.close()  # now the worker holds the only other end, and its death is the end of the connection
-        self._rows: deque[Row] = deque()
+        self._rows: deque[Any] = deque()
 
     def assign(self, assignment: Assignment) -> None:
         """Tells the worker what to do."""
@@ -50,7 +51,7 @@ class Worker:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._death() from error
 
-    def next_row(self, note: Callable[[Message], None]) -> Row:
+    def next_row(self, note: Callable[[Message], None]) -> Any:
         """Waits for the worker's next row.
 
         Args:
@@ -98,7 +99,7 @@ class WorkerPool:
     The lanes are dealt out to the workers like cards, in the order of their turns.
 
     Args:
-        plan: What rows look like.
+        plan: What rows look like, or which examples batches have.
         states: The lanes in the order of their turns, each with its state.
         count: Number of workers; no more are started than there are lanes.
         rows_per_message: Rows that a worker sends at once.
@@ -108,7 +109,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        plan: RowPlan,
+        plan: Plan,
         states: dict[int, np.ndarray],
         *,
         count: int,
@@ -128,7 +129,7 @@ class WorkerPool:
             self.close()
             raise
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Any]:
         """Yields rows without end, the lanes taking turns."""
         while True:
             row = self.workers[self._turn % len(self.workers)].next_row(self._note)

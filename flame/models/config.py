@@ -4,6 +4,7 @@ import copy
 import difflib
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flame.config import locate
 from flame.config.files import looks_like_path
 from flame.errors import ConfigError
 from flame.models.shrink import TOKEN_IDS, small_values
-from flame.plugin import ModelPlugin, load_plugin
+from flame.plugin import ModelPlugin, custom_families, fla_families, load_plugin
 
 
 def load_config(name: str, plugin_path: str = "") -> tuple[PreTrainedConfig, ModelPlugin]:
@@ -42,9 +43,19 @@ def load_config(name: str, plugin_path: str = "") -> tuple[PreTrainedConfig, Mod
         _check_heads(config.get_text_config())
     except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError, StrictDataclassError) as error:
         raise ConfigError(f"model.config '{name}' is refused by family '{model_type}': {error}") from error
+    plugin = _with_inner(plugin, config, plugin_path)
     if not plugin.decodes_with_cache:
         config.use_cache = False
     return config, plugin
+
+
+def _with_inner(plugin: ModelPlugin, config: PreTrainedConfig, plugin_path: str) -> ModelPlugin:
+    """Makes the families known that a config builds upon; what they need, the whole needs."""
+    for name in plugin.inner(config):
+        if name in {*custom_families(), *fla_families()}:
+            needed = load_plugin(name, plugin_path).needs_triton
+            plugin = replace(plugin, needs_triton=plugin.needs_triton or needed)
+    return plugin
 
 
 def _read(name: str) -> dict[str, Any]:

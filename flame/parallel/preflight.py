@@ -97,7 +97,7 @@ def compare(trial: Trial) -> float:
     small, config, found = _small(trial)
     device = torch.device(compat.DEVICE_TYPE, compat.DEVICE_MODULE.current_device())
     inputs, labels = _batch(trial, small, config)
-    divisor = float((labels != -100).sum())
+    divisor = float(trial.task.scored(inputs, labels))
     start = stir(plain_model(trial.model_class, small, seed=0).eval())
     reference: Any = copy.deepcopy(start)
     reference.to(device)

@@ -23,9 +23,26 @@ def sum_over_data(
         The reduced figures as Python numbers, equal on every rank.
     """
     packed = torch.stack([value.detach().double().to(compat.DEVICE_TYPE) for value in figures.values()])
-    reduction = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[operation]
+    _reduce(packed, parallel_dims, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[operation], shares)
+    return dict(zip(figures, packed.tolist(), strict=True))
+
+
+def sum_tensors(shares: dict[str, torch.Tensor], parallel_dims: ParallelDims) -> dict[str, torch.Tensor]:
+    """Sums tensors of any shape, of which every rank has a share; the same names and shapes on every rank.
+
+    Returns:
+        float64 on the CPU, equal on every rank.
+    """
+    packed = torch.cat([value.detach().double().flatten().to(compat.DEVICE_TYPE) for value in shares.values()])
+    _reduce(packed, parallel_dims, dist.ReduceOp.SUM, shares=True)
+    parts = packed.cpu().split([value.numel() for value in shares.values()])
+    return {name: part.view(value.shape) for (name, value), part in zip(shares.items(), parts, strict=True)}
+
+
+def _reduce(
+    packed: torch.Tensor, parallel_dims: ParallelDims, operation: dist.ReduceOp.RedOpType, shares: bool
+) -> None:
     spread = {"loss": parallel_dims.dp_cp_enabled, "pp": parallel_dims.pp_enabled}
     for name, wide in (spread if shares else {"batch": parallel_dims.dp_enabled}).items():
         if wide:
-            dist.all_reduce(packed, op=reduction, group=parallel_dims.get_mesh(name).get_group())
-    return dict(zip(figures, packed.tolist(), strict=True))
+            dist.all_reduce(packed, op=operation, group=parallel_dims.get_mesh(name).get_group())

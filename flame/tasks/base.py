@@ -1,6 +1,7 @@
 """The contract of a task: what a batch is, what the loss is, what is reported."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -29,14 +30,24 @@ class Task:
     """The layouts of records (``data.sources.N.layout``) that its encoder can be told of."""
     step: int = 0
     """The training step under way, for what changes over training."""
+    features: Any = None
+    """The family's feature extractor (``ModelPlugin.features``), for tasks whose records are not text; it is saved with
+    the model."""
 
-    def __init__(self, options: TaskOptions, tokenizer: PreTrainedTokenizerFast, config: JobConfig) -> None:
+    def __init__(self, options: TaskOptions, tokenizer: PreTrainedTokenizerFast | None, config: JobConfig) -> None:
         self.options = options
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self.config = config
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The job's tokenizer; tasks whose options say that they need none must not ask."""
+        assert self._tokenizer is not None
+        return self._tokenizer
+
     def encoder(self) -> Any:
-        """The picklable ``Encoder`` that worker processes run: records in, token ids out."""
+        """What worker processes run, picklable: an ``Encoder`` (records in, token ids out), or an ``ExampleEncoder``,
+        whose examples are batched as they are instead of being packed into rows."""
         raise NotImplementedError
 
     def extend(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
@@ -113,12 +124,29 @@ class Task:
         labels = ids[:, 1:].masked_fill(torch.rand(rows, length, generator=generator) < 0.2, IGNORE_INDEX)
         return {"input_ids": ids[:, :-1].contiguous()}, labels
 
+    def scored(self, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
+        """What the summed loss of a step is divided by, for one micro-batch: the number of scored labels."""
+        return (labels != IGNORE_INDEX).sum()
+
+    def positions(self, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
+        """Positions of a micro-batch that the model reads, by which speed and length of a run are told."""
+        return torch.tensor(labels.numel())
+
+    def tally(self) -> dict[str, torch.Tensor]:
+        """What the last evaluated micro-batch adds to the figures of a validation, tensors of any shape that are summed
+        over micro-batches and ranks and then given to ``report`` and ``validated``."""
+        return {}
+
+    def validated(self, step: int, totals: Mapping[str, torch.Tensor], folder: Path) -> None:
+        """Shows on the first rank what a validation gave besides figures: examples in the log, pictures in a folder."""
+
     def counts(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """What is added up over micro-batches and ranks besides loss and labels, by name; each a scalar."""
         return {}
 
-    def report(self, loss: float, valid: float, counts: Mapping[str, float]) -> dict[str, float]:
-        """The figures to show, from the mean loss, the number of scored labels and the summed ``counts``."""
+    def report(self, loss: float, valid: float, counts: Mapping[str, Any]) -> dict[str, float]:
+        """The figures to show, from the mean loss, the number of scored labels and the summed ``counts``; in validation
+        ``tally`` too."""
         return {}
 
 

@@ -1,0 +1,1 @@
+../hgrn_asr/modeling_hgrn_encoder.py

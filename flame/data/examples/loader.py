@@ -1,0 +1,305 @@
+"""The loader of examples: micro-batches for one data-parallel rank, and a state that fits any number of ranks.
+
+A global batch is chosen as a whole (``batches``) and then shared out, sorted by length, in equal pieces: one for each
+micro-batch of each rank. So it does not depend on their number, and every piece has little padding.
+"""
+
+import json
+import logging
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torchtitan.components.dataloader import BaseDataLoader
+
+from flame.config import Source
+from flame.data.batch import Batch
+from flame.data.examples.batches import BatchPlan, Place
+from flame.data.examples.example import ExampleEncoder
+from flame.data.examples.maker import MicroBatch, Share
+from flame.data.loader import START_OVER, DataloaderConfig
+from flame.data.mixture import Mixture
+from flame.data.plan import DataConfig, check_weights, epochs_of
+from flame.data.record import Record
+from flame.data.worker import Assignment, messages
+from flame.data.worker_pool import WorkerPool
+from flame.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_KEPT = {
+    "rows": "training.global_batch_size",
+    "budget": "task.steps_per_batch",
+    "seed": "debug.seed",
+    "shuffle": "data.shuffle",
+    "mix": "data.mix",
+}
+"""What a state is meaningless without, by its key in the layout, and its key in the job."""
+
+_CHANGES = {
+    "examples": "the numbers of examples changed, so some may be seen twice or never",
+    "longest": "training.seq_len changed, so the order of batches may differ",
+    "encoder": "the way from records to examples changed",
+    "weights": "the weights changed",
+    "epochs": "the most passes over the sources changed",
+}
+"""What may change on the way, and is told."""
+
+
+class ExampleLoader(BaseDataLoader):
+    """Micro-batches of one rank; made by ``build_example_loader``.
+
+    Iterating yields ``(inputs, labels)``: values ``[B, T, width]`` under the encoder's name and ``attention_mask``
+    ``[B, T]``; ``labels`` ``[B, L]``, -100 where not scored. A new iteration goes on after the last batch handed out;
+    if sources do not repeat, it is a new pass over them.
+    """
+
+    def __init__(self, share: Share, layout: dict[str, Any], dataloader: DataloaderConfig, is_endless: bool):
+        self.is_blank = False
+        """Whether the last batch is padding only, since the sources have ended."""
+        self._record = Record()
+        self._share = share
+        self._layout = layout
+        self._dataloader = dataloader
+        self._is_endless = is_endless
+        self._place = share.place
+        self._before = share.place  # the place before the last global batch
+        self._handed = 0  # micro-batches of the current global batch
+        self._is_resumed = False
+        self._close_pool: weakref.finalize | None = None
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Examples left out so far, by reason."""
+        return dict(self._record.skipped)
+
+    @property
+    def packed(self) -> dict[str, int]:
+        """What was counted so far; see ``ExampleMaker.tally``."""
+        return dict(self._record.packed)
+
+    @property
+    def plan(self) -> BatchPlan:
+        """Which examples batches consist of."""
+        return self._share.plan
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._collated, self.micro_batches())
+
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        """What iterating makes batches of: arrays, with the examples they hold."""
+        self._stop_workers()
+        if not (self._is_endless or self._is_resumed):
+            self._place = self._share.plan.start()
+        self._is_resumed, self._handed = False, 0
+        for made in self._made():
+            if made.has_ended and not self._is_endless:
+                break
+            self._note_place(made)
+            yield made
+        self._stop_workers()
+
+    def blank(self) -> Batch:
+        """A batch of which nothing is scored."""
+        examples = [self._share.plan.encoder.blank()]
+        values, labels = torch.from_numpy(examples[0].values), torch.from_numpy(examples[0].labels)
+        mask = torch.ones(1, len(values), dtype=torch.long)
+        return {self._share.plan.encoder.inputs_name: values[None], "attention_mask": mask}, labels[None]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the place after the last global batch handed out; the same on every rank."""
+        return {"layout": json.dumps(self._layout), "place": json.dumps(asdict(self._place))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a state.
+
+        Raises:
+            DataError: It belongs to a job with other batches or sources.
+        """
+        if not state_dict:
+            return  # torchtitan's way of saying that the checkpoint holds no data state
+        if "place" not in state_dict:
+            raise DataError(f"the checkpoint's data state is of a task on text: keep the task, {START_OVER}")
+        self._check_layout(json.loads(state_dict["layout"]))
+        self._stop_workers()
+        saved = json.loads(state_dict["place"])
+        self._place = self._before = Place(tuple(saved["given"]), saved["window"], saved["batch"])
+        self._is_resumed = True
+
+    def take_back_step(self) -> None:
+        """Makes the state that before the last step; the current iteration must not go on afterwards."""
+        self._place = self._before
+
+    def close(self) -> None:
+        """Ends the worker processes and logs what was skipped; safe to call again."""
+        self._stop_workers()
+        self._record.summarise_examples()
+
+    def _check_layout(self, saved: dict[str, Any]) -> None:
+        if len(saved["examples"]) != len(self._layout["examples"]):
+            raise DataError(
+                f"the checkpoint's data state has {len(saved['examples'])} sources, the job has "
+                f"{len(self._layout['examples'])}: keep them, {START_OVER}"
+            )
+        for key, name in _KEPT.items():
+            if saved[key] != self._layout[key]:
+                raise DataError(
+                    f"the checkpoint's data state is of {name} = {saved[key]!r}, the job has {self._layout[key]!r}: "
+                    f"keep it, {START_OVER}"
+                )
+        for key, meaning in _CHANGES.items():
+            if saved[key] != self._layout[key]:
+                logger.warning("%s since the checkpoint", meaning)
+
+    def _made(self) -> Iterator[MicroBatch]:
+        workers = self._dataloader.num_workers
+        lanes = max(1, workers)
+        share = Share(**{**vars(self._share), "place": self._place, "lanes": lanes})
+        states = {lane: np.zeros(1, np.int64) for lane in range(lanes)}
+        if not workers:
+            return self._local(Assignment(share, states, 1, messages_ahead=0))
+        pool = WorkerPool(
+            share,
+            states,
+            count=workers,
+            rows_per_message=1,
+            messages_ahead=self._dataloader.prefetch_factor or 2,
+            note=self._record.note,
+        )
+        self._close_pool = weakref.finalize(self, pool.close)
+        return iter(pool)  # type: ignore[arg-type]
+
+    def _local(self, assignment: Assignment) -> Iterator[MicroBatch]:
+        for message in messages(assignment):
+            self._record.note(message)
+            if message.error:
+                raise DataError(message.error)
+            yield from message.rows  # type: ignore[misc]
+
+    def _note_place(self, made: MicroBatch) -> None:
+        self._handed += 1
+        self.is_blank = made.has_ended
+        if self._handed == 1:
+            self._before = self._place
+        if self._handed == len(self._share.pieces):
+            self._place, self._handed = made.place, 0
+
+    def _collated(self, made: MicroBatch) -> Batch:
+        inputs, labels = made.arrays
+        pin = self._dataloader.pin_memory and torch.cuda.is_available()
+        tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        if pin:
+            tensors = {name: value.pin_memory() for name, value in tensors.items()}
+        return tensors, torch.from_numpy(labels)
+
+    def _stop_workers(self) -> None:
+        if self._close_pool is not None:
+            self._close_pool()
+            self._close_pool = None
+
+
+def build_example_loader(
+    *,
+    sources: Sequence[Source],
+    data: DataConfig,
+    encoder: ExampleEncoder,
+    longest: int,
+    budget: int,
+    global_batch_size: int,
+    local_batch_size: int,
+    dp_rank: int,
+    dp_world_size: int,
+    seed: int,
+    dataloader: DataloaderConfig,
+    repeat: bool = True,
+) -> ExampleLoader:
+    """Builds the loader of one data-parallel rank.
+
+    Args:
+        sources: Where the examples come from; weights are shares of examples.
+        data: How sources are mixed, shuffling, and what happens to bad and to long examples.
+        encoder: The task's way from records to examples.
+        longest: Most steps of an example.
+        budget: Most steps of a global batch, padding included; 0 for no limit.
+        global_batch_size: Most examples of a step, over all ranks.
+        local_batch_size: Most examples of a micro-batch.
+        dp_rank: This rank.
+        dp_world_size: Number of data-parallel ranks.
+        seed: Decides the order, together with the config.
+        dataloader: Worker processes, how far they read ahead, and pinned memory.
+        repeat: Whether this is training, in which sources start over and examples are altered at random; else every
+            example is given once as it is.
+
+    Raises:
+        DataError: A source cannot be opened, or the sizes do not fit together.
+    """
+    at_once = local_batch_size * dp_world_size
+    rows = global_batch_size if repeat else at_once
+    if rows % at_once:
+        raise DataError(
+            f"global_batch_size {rows} is not a multiple of {at_once}, the local batch times the data-parallel ranks: "
+            "change one of them"
+        )
+    plan = _plan(sources, data, encoder, longest, budget if repeat else 0, rows, seed, repeat)
+    passes = rows // at_once
+    pieces = tuple(range(dp_rank * passes, (dp_rank + 1) * passes))
+    share = Share(plan, plan.start(), pieces, passes * dp_world_size, lanes=1, on_bad_row=data.on_bad_row)
+    layout = {
+        "rows": rows,
+        "budget": plan.budget,
+        "longest": longest,
+        "seed": seed,
+        "shuffle": plan.shuffle,
+        "mix": data.mix,
+        "examples": [len(source) for source in plan.sources],
+        "encoder": encoder.fingerprint,
+        "weights": list(plan.mixture.weights),
+        "epochs": plan.epochs,
+    }
+    return ExampleLoader(share, layout, dataloader, is_endless=repeat)
+
+
+def _plan(
+    sources: Sequence[Source],
+    data: DataConfig,
+    encoder: ExampleEncoder,
+    longest: int,
+    budget: int,
+    rows: int,
+    seed: int,
+    repeat: bool,
+) -> BatchPlan:
+    check_weights([source.weight for source in sources])
+    if data.stages and budget:
+        raise DataError("data.stages count steps, which have no fixed number of examples with task.steps_per_batch: 0")
+    opened = [encoder.open(source) for source in sources]
+    for source, described in zip(opened, sources, strict=True):
+        if not len(source):
+            raise DataError(f"'{described.path}' holds no examples: check data.sources path, split and data_files")
+    in_one = data.mix == "documents"
+    # One collection of all examples has them in proportion to their numbers.
+    weights = tuple(float(len(source) if in_one else one.weight) for source, one in zip(opened, sources, strict=True))
+    return BatchPlan(
+        sources=opened,
+        encoder=encoder,
+        epochs=epochs_of(sources, data.mix, in_one=False) if repeat else [1.0] * len(opened),
+        mixture=Mixture(
+            weights=weights,
+            seed=seed,
+            # The mixture counts examples here.
+            stages=tuple(((stage.start - 1) * rows + 1, tuple(map(float, stage.weights))) for stage in data.stages)
+            if repeat
+            else (),
+            in_sequence=not repeat or data.mix == "sequence",
+        ),
+        rows=rows,
+        budget=budget,
+        longest=longest,
+        cuts=data.too_long == "cut",
+        seed=seed,
+        shuffle=data.shuffle and repeat,
+        alters=repeat,
+    )
