@@ -63,7 +63,7 @@ class Plain:
     def __call__(self, stored: np.ndarray) -> np.ndarray:
         """float32 ``[T, C]`` of one stored example."""
         with np.errstate(over="ignore"):  # told as an infinite value
-            return stored.reshape(len(stored), -1).astype(np.float32)
+            return (stored if stored.ndim > 1 else stored[:, None]).astype(np.float32)
 
     def length(self, shape: tuple[int, ...]) -> int:
         """Steps of an example stored with this shape."""

@@ -123,14 +123,15 @@ def _csv_batches(file: FileInfo, names: list[str], separator: str) -> Iterator[B
                 ),
             )
             for batch in reader:
-                rows = np.empty(len(batch), np.int64)
-                for place in range(len(batch)):
-                    while bad and bad[0][0] == number:
-                        yield BadLine(number, bad.popleft()[1])
-                        number += 1
-                    rows[place] = number
-                    number += 1
-                yield Batch(rows, pa.Table.from_batches([batch]))
+                table, start = pa.Table.from_batches([batch]), 0
+                while bad and bad[0][0] - number <= len(batch) - start:  # it stands before or among these rows
+                    place = start + bad[0][0] - number
+                    if place > start:
+                        yield Batch(np.arange(number, bad[0][0]), table.slice(start, place - start))
+                    yield BadLine(*bad[0])
+                    start, number = place, bad.popleft()[0] + 1
+                yield Batch(np.arange(number, number + len(batch) - start), table.slice(start))
+                number += len(batch) - start
             yield from (BadLine(row, detail) for row, detail in bad)
     except DAMAGE as error:
         raise DataError(
