@@ -1,0 +1,76 @@
+"""What readers of text have in common: lines with their numbers, and numbers out of text."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from flame.data.compressed import DAMAGE, decompressed
+from flame.data.sources.storage import FileInfo
+from flame.errors import DataError
+
+_SHOWN = 40  # characters of a faulty cell in a message
+
+
+class NotNumbersError(ValueError):
+    """Text that should be numbers and is not; the message says which part."""
+
+
+def lines_of(file: FileInfo) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers from 1; ``.gz`` and ``.zst`` are decompressed.
+
+    Raises:
+        DataError: The file cannot be read or decompressed.
+    """
+    number = 0
+    try:
+        with open(file.path, "rb") as stored:
+            for number, line in enumerate(decompressed(file.path, stored), 1):
+                line = line.strip()
+                if line:
+                    yield number, line
+    except DAMAGE as error:
+        raise DataError(
+            f"{file.path} cannot be decompressed after line {number} ({error}): it is damaged or incomplete, fetch it "
+            "again"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{file.path} cannot be read ({error.strerror}): check the file and its disk") from error
+
+
+def numbers_of(text: str, separator: str | None = ",") -> np.ndarray:
+    """Numbers out of text, float64 ``[numbers]``; ``?`` and ``NaN`` are NaN.
+
+    Args:
+        text: Numbers with separators between them; nothing but space is no numbers.
+        separator: What is between them; None for any space.
+
+    Raises:
+        NotNumbersError: One is none.
+    """
+    cells = text.split(separator)
+    try:
+        return np.array(list(map(float, cells)))
+    except ValueError:
+        pass
+    if not text.strip():
+        return np.empty(0)
+    try:
+        return np.array([np.nan if cell.strip() == "?" else float(cell) for cell in cells])
+    except ValueError:
+        place = next(place for place, cell in enumerate(cells) if not _is_number(cell))
+        raise NotNumbersError(f"value {place + 1} is '{shown(cells[place].strip())}'") from None
+
+
+def shown(text: str) -> str:
+    """Text, shortened for a message."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _is_number(cell: str) -> bool:
+    if cell.strip() == "?":
+        return True
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
