@@ -37,6 +37,16 @@ class ArrowTable(NearDocuments):
         self._firsts = np.cumsum([0] + [rows for _, rows in files])
         self._text_column = text_column
 
+    @property
+    def dataset(self) -> datasets.Dataset:
+        """The table."""
+        return self._rows
+
+    def with_columns(self, names: list[str]) -> "ArrowTable":
+        """The same rows with no other columns than these."""
+        counts = list(zip(self._paths, np.diff(self._firsts).tolist(), strict=True))
+        return ArrowTable(self.name, self._rows.select_columns(names), counts, self._text_column)
+
     def __len__(self) -> int:
         return len(self._rows)
 

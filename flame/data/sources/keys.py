@@ -54,13 +54,26 @@ def refuse_unused(config: SourceConfig, kind: str) -> None:
     Raises:
         DataError: One is set; the message names it and the keys that may be set.
     """
-    used = _USED[kind] - ({"layout"} if config.format == "packed" else set())
-    for key, default in _DEFAULTS.items():
-        value = getattr(config, key, default)
-        if key not in used | _ALWAYS and value != default:
-            remedy = f"set only {', '.join(sorted(used))}" if used != {"format"} else "take it out"
-            raise DataError(f"'{config.path}': {key} = {value!r} has no effect on {_CALLED[kind]}; {remedy}")
+    refuse_other_keys(config, _USED[kind] - ({"layout"} if config.format == "packed" else set()), _CALLED[kind])
     if kind == "saved" and config.format not in ("", "packed"):
         raise DataError(
             f"'{config.path}': format = '{config.format}' has no effect on a saved dataset; set packed, or take it out"
         )
+
+
+def refuse_other_keys(config: SourceConfig, used: set[str], called: str) -> None:
+    """Refuses keys that are set but not among those that a source uses.
+
+    Args:
+        config: What the job says about the source.
+        used: The keys that have an effect, besides those that every source has.
+        called: What messages call sources of this kind.
+
+    Raises:
+        DataError: One is set; the message names it and the keys that may be set.
+    """
+    for key, default in _DEFAULTS.items():
+        value = getattr(config, key, default)
+        if key not in used | _ALWAYS and value != default:
+            remedy = f"set only {', '.join(sorted(used))}" if used != {"format"} else "take it out"
+            raise DataError(f"'{config.path}': {key} = {value!r} has no effect on {called}; {remedy}")
