@@ -1,6 +1,7 @@
 """Decoding and resampling: regions of audio files as mono float32, and what is wrong with a file, by name."""
 
 import io
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +95,7 @@ def read_region(source: str | bytes, start: float, stop: float | None, where: st
         first, last = frame_range(header, start, stop, where)
         lead = min(first, _MP3_LEAD) if header.format == "MP3" else 0
         if first - lead:
-            file.seek(first - lead)
+            _skip(file, first - lead)
         audio = _mono(file.read(last - first + lead, dtype="float32", always_2d=True)[lead:])
     if len(audio) < last - first:
         raise AudioError("truncated audio", where, f"{len(audio):,} of {last - first:,} frames can be decoded")
@@ -168,28 +169,23 @@ def _opened(source: str | bytes, where: str) -> Iterator[Any]:
     import soundfile
 
     try:
-        if isinstance(source, bytes):
-            file: Any = io.BytesIO(source)
-            empty = not source
-        else:
-            file = open(source, "rb")  # noqa: SIM115  (closed below)
-            empty = file.seek(0, io.SEEK_END) == 0
-            file.seek(0)
+        size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
+        if not size:
+            raise AudioError("empty audio", where, "0 bytes")
+        if not isinstance(source, bytes):
+            open(source, "rb").close()  # says why a file cannot be read, which libsndfile does not
+        sound = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except OSError as error:
         raise AudioError("unreadable audio", where, error.strerror or str(error)) from error
-    with file:
-        if empty:
-            raise AudioError("empty audio", where, "0 bytes")
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, as a name may say
+        raise AudioError("not an audio file", where, _reason(error)) from error
+    if sound.frames >= _UNKNOWN_FRAMES:
+        sound.seekable = lambda: False  # soundfile seeks after every read, which libsndfile cannot do here
+    with sound:
         try:
-            # By its descriptor or its bytes: a name may end in anything, and tells libsndfile nothing.
-            sound = soundfile.SoundFile(file if isinstance(source, bytes) else source)
-        except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw audio, told by its name
-            raise AudioError("not an audio file", where, _reason(error)) from error
-        with sound:
-            try:
-                yield sound
-            except soundfile.LibsndfileError as error:
-                raise AudioError("truncated audio", where, _reason(error)) from error
+            yield sound
+        except soundfile.LibsndfileError as error:
+            raise AudioError("truncated audio", where, _reason(error)) from error
 
 
 def _header(file: Any, source: str | bytes, where: str) -> Header:
@@ -200,19 +196,28 @@ def _header(file: Any, source: str | bytes, where: str) -> Header:
     if file.format == "OGG":
         _check_ogg(source, where)
     if frames >= _UNKNOWN_FRAMES:
-        frames = _counted(file)
+        frames = _counted(source, where)
     if not frames:
         raise AudioError("empty audio", where, "no samples")
     return Header(frames, file.samplerate, file.channels, file.format)
 
 
-def _counted(file: Any) -> int:
+def _counted(source: str | bytes, where: str) -> int:
     """Decodes a whole file for the number of its frames."""
     frames = 0
-    while count := len(file.read(_BLOCK, dtype="int16", always_2d=True)):
-        frames += count
-    file.seek(0)
+    with _opened(source, where) as file:
+        while count := len(file.read(_BLOCK, dtype="int16", always_2d=True)):
+            frames += count
     return frames
+
+
+def _skip(file: Any, frames: int) -> None:
+    """Goes to a frame of a file that was just opened."""
+    if file.frames < _UNKNOWN_FRAMES:
+        file.seek(frames)
+        return
+    while frames:  # without a length, libsndfile does not seek
+        frames -= len(file.read(min(frames, _BLOCK), dtype="int16", always_2d=True))
 
 
 def _check_ogg(source: str | bytes, where: str) -> None:

@@ -67,8 +67,8 @@ class Recording:
     @property
     def name(self) -> str:
         """The first file, and how many more; for messages."""
-        more = f" and {len(self.parts) - 1} more" if len(self.parts) > 1 else ""
-        return f"{self.parts[0].path}{more}"
+        first, *others = self.parts
+        return f"{first.path} and {len(others)} more" if others else first.path
 
     @functools.cached_property
     def duration(self) -> float:
