@@ -60,7 +60,7 @@ def subword_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokeni
     if backend.get_vocab_size() > vocab_size:
         raise ConfigError(
             f"--vocab-size {vocab_size}: the transcripts alone have {backend.get_vocab_size() - 2} characters: "
-            f"make it larger than {backend.get_vocab_size()}"
+            f"make it {backend.get_vocab_size()} or more"
         )
     return _tokenizer(backend)
 
