@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
-from flame.data.audio.collect import Dropped, Utterance, collect
+from flame.data.audio.collect import Utterance, collect
 from flame.data.audio.manifest_writer import ManifestWriter
 from flame.data.audio.normalise_text import characters
 from flame.data.audio.options import Options
+from flame.data.audio.prepared import Prepared
 from flame.data.audio.report import write_report
 from flame.data.audio.splitting import hold_out, joined
 from flame.errors import ConfigError, DataError
@@ -16,20 +16,6 @@ from flame.tokenizer.characters import character_tokenizer, subword_tokenizer
 
 RECORD = "preparation.json"
 """What a preparation was told; a folder with it may be overwritten."""
-
-
-class Prepared(NamedTuple):
-    """What a preparation has made."""
-
-    train: list[Utterance]
-    validation: list[Utterance]
-    train_joined: list[Utterance]
-    validation_joined: list[Utterance]
-    dropped: Dropped
-    vocabulary: int
-    """Entries of the tokenizer."""
-    unknown: dict[str, int]
-    """Characters that have no entry, with how often they occur."""
 
 
 def prepare(options: Options) -> Prepared:

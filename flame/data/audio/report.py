@@ -3,23 +3,20 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flame.data.audio.collect import Utterance, characters_per_second
 from flame.data.audio.normalise_text import characters
 from flame.data.audio.options import Options
-
-if TYPE_CHECKING:
-    from flame.data.audio.prepare import Prepared
+from flame.data.audio.prepared import Prepared
 
 PICTURE = "lengths.png"
 _QUANTILES = (0, 5, 50, 95, 100)
 _MOST_FREQUENT = 100  # characters told
 
 
-def write_report(folder: Path, made: "Prepared", options: Options) -> None:
+def write_report(folder: Path, made: Prepared, options: Options) -> None:
     """Writes ``report.md``, with a picture if matplotlib is there.
 
     Raises:
@@ -43,7 +40,7 @@ def write_report(folder: Path, made: "Prepared", options: Options) -> None:
     (folder / "report.md").write_text("\n".join(page) + "\n", encoding="utf-8")
 
 
-def summary(made: "Prepared", options: Options) -> str:
+def summary(made: Prepared, options: Options) -> str:
     """The same in a few lines, with how a job names what was made."""
     parts = _parts(made)
     kept = [f"{name}: {len(part):,} ({_hours(_seconds(part).sum())})" for name, part in parts.items() if part]
@@ -68,7 +65,7 @@ def summary(made: "Prepared", options: Options) -> str:
     )
 
 
-def _parts(made: "Prepared") -> dict[str, list[Utterance]]:
+def _parts(made: Prepared) -> dict[str, list[Utterance]]:
     return {
         "train": made.train,
         "validation": made.validation,
@@ -90,7 +87,7 @@ def _table(parts: dict[str, list[Utterance]]) -> list[str]:
     return lines
 
 
-def _left_out(made: "Prepared") -> list[str]:
+def _left_out(made: Prepared) -> list[str]:
     counts = made.dropped.counts
     if not counts:
         return ["Nothing was left out.", ""]
@@ -102,7 +99,7 @@ def _left_out(made: "Prepared") -> list[str]:
     return lines
 
 
-def _vocabulary(made: "Prepared", options: Options) -> list[str]:
+def _vocabulary(made: Prepared, options: Options) -> list[str]:
     counts = characters(utterance.text for utterance in made.train)
     listed = ", ".join(f"`{character}` {count:,}" for character, count in counts.most_common(_MOST_FREQUENT))
     lines = [f"## Vocabulary: {made.vocabulary} entries ({options.vocabulary})", "", f"Characters: {listed}", ""]
