@@ -23,7 +23,7 @@ COMMAND_LINE = {"flame.cli", "flame.utils.arguments"}
 # The command lines of rooms: thin, and outside the layers.
 COMMANDS = {
     *("flame.config.cli", "flame.data.cli", "flame.tokenizer.cli"),
-    *(f"flame.data.{room}.command" for room in ("download", "inspect", "prepare")),
+    *(f"flame.data.{room}.command" for room in ("audio", "download", "inspect", "prepare")),
 }
 TORCHTITAN = {
     *("flame.compat", "flame.spec", "flame.trainer", "flame.validate", "flame.metrics", "flame.train", "flame.launch"),

@@ -17,6 +17,9 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "download": Verb("flame.data.download.command", "main", "fetch a public corpus"),
     "prepare": Verb("flame.data.prepare.command", "main", "clean, filter, deduplicate and shard a corpus"),
+    "prepare-ctc": Verb(
+        "flame.data.audio.command", "prepare_ctc", "filter recordings, make manifests and a vocabulary"
+    ),
     "show": Verb("flame.data.inspect.command", "show", "print the rows that a job trains on"),
     "stats": Verb("flame.data.inspect.command", "stats", "count a job's tokens by source, with pictures"),
     "fingerprint": Verb("flame.data.inspect.command", "fingerprint", "print a hash per global batch of a job"),

@@ -1,4 +1,4 @@
-"""Loading a tokenizer by the name that a job gives it: a folder, a hub id, or ``builtin:<corpus>-<N>k``."""
+"""Loading a tokenizer by its name in a job: a folder, a hub id, or a built-in one (``builtin:...``)."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from flame.errors import DataError
 from flame.tokenizer.builtin import PREFIX, builtin_tokenizer
+from flame.tokenizer.characters import builtin_characters, is_builtin_alphabet
 from flame.tokenizer.hub import hub_is_reachable
 
 _REMEDY = "name a folder with tokenizer.json, a hub id, or builtin:python-stdlib-8k"
@@ -16,13 +17,15 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
 
     Args:
         path: A HuggingFace tokenizer folder, a hub id, or a built-in tokenizer such as ``builtin:python-stdlib-8k``,
-            which is trained on first use and cached.
+            which is trained on first use and cached, or ``builtin:characters-en`` for CTC.
 
     Raises:
         DataError: If it cannot be found or read, or is not a fast (Rust) tokenizer.
     """
     if not path:
         raise DataError(f"model.tokenizer_path is empty: {_REMEDY}")
+    if is_builtin_alphabet(path):
+        return builtin_characters(path)
     if path.startswith(PREFIX):
         return _load(str(builtin_tokenizer(path)), path)
     folder = Path(path).expanduser()
