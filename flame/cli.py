@@ -26,6 +26,8 @@ VERBS: dict[str, Verb] = {
     "train": Verb("flame.launch", "main", "train the model of a job file"),
     "plan": Verb("flame.plan.command", "main", "say what a job needs on a cluster, without the cluster"),
     "generate": Verb("flame.inference.generate", "main", "continue a prompt with a trained model"),
+    "transcribe": Verb("flame.inference.transcribe", "main", "write down what is said in recordings"),
+    "classify": Verb("flame.inference.classify", "main", "tell the classes of time series"),
     "convert": Verb("flame.utils.convert", "main", "turn a checkpoint into a HuggingFace folder, or back"),
     "data": Verb("flame.data.cli", "main", "fetch, prepare and inspect what a job trains on"),
     "tokenizer": Verb("flame.tokenizer.cli", "main", "train a tokenizer, or measure one"),

@@ -63,9 +63,8 @@ def task_options(name: str, plugin_path: str = "") -> type:
 def run_job(job: Job) -> int:
     """Trains and says what to do with the result."""
     folder = train(job)
-    if folder is not None and job.task.head == "causal_lm":
-        latest = folder.parent / "latest"
-        print(f'\nTry it:  flame generate --model {latest} --prompt "def "\n')
+    if folder is not None:
+        print(f"\nTry it:  {job.task.try_it.format(model=folder.parent / 'latest')}\n")
     return 0
 
 

@@ -23,7 +23,8 @@ class Subsampling(nn.Module):
         self.convolutions = nn.ModuleList(
             nn.Conv1d(before, after, kernel_size=3, stride=2) for before, after in zip(widths, widths[1:], strict=False)
         )
-        self.projection = nn.Linear(widths[-1], config.hidden_size)
+        self.projection = nn.Linear(widths[-1], config.hidden_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
 
     def forward(self, features: Tensor, mask: Tensor | None, tails: list[Tensor] | None = None) -> Tensor:
         """[B, T, F] to [B, T', D].
@@ -44,7 +45,7 @@ class Subsampling(nn.Module):
                 hidden = torch.cat([tails[index].to(hidden.dtype), hidden], -1)
                 tails[index] = hidden[..., -2:].detach()
             hidden = F.silu(convolution(hidden))
-        return self.projection(hidden.transpose(1, 2))
+        return self.projection(hidden.transpose(1, 2)) + self.bias
 
 
 class HgrnAsrPreTrainedModel(PreTrainedModel):
@@ -64,6 +65,9 @@ class HgrnAsrPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, HgrnEncoder):
             nn.init.zeros_(module.lower_bounds)
+        elif isinstance(module, Subsampling):
+            # Masked frames would be zero vectors else, at which gradients of norms explode.
+            nn.init.normal_(module.bias, std=self.config.initializer_range)
         else:
             super()._init_weights(module)
 
@@ -76,9 +80,6 @@ class HgrnAsrModel(HgrnAsrPreTrainedModel):
         self.subsampling = Subsampling(config)
         self.encoder = make_encoder(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.subsampling
 
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs) -> BaseModelOutput:
         """Args:
@@ -99,7 +100,7 @@ class HgrnAsrForCTC(HgrnAsrPreTrainedModel):
         super().__init__(config)
         self.model = HgrnAsrModel(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:

@@ -16,10 +16,11 @@ class SeriesEmbedding(nn.Module):
         super().__init__()
         self.patch, self.levels = config.patch_size, config.input_vocab_size
         if self.levels is None:
-            self.projection = nn.Linear(self.patch * config.input_width, config.hidden_size)
+            self.projection = nn.Linear(self.patch * config.input_width, config.hidden_size, bias=False)
         else:
             rows = self.patch * config.num_channels * self.levels
             self.embedding = nn.Embedding(rows, config.hidden_size)
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
 
     def forward(self, values: Tensor, mask: Tensor | None) -> Tensor:
         """``mask`` [B, T] is False in padding, which reads as zeros."""
@@ -28,9 +29,9 @@ class SeriesEmbedding(nn.Module):
         values = F.pad(values, (0, 0, 0, -values.shape[1] % self.patch))
         patches = values.unflatten(1, (-1, self.patch)).flatten(2)  # [B, T', patch * C]
         if self.levels is None:
-            return self.projection(patches.to(self.projection.weight.dtype))
+            return self.projection(patches.to(self.projection.weight.dtype)) + self.bias
         offsets = torch.arange(patches.shape[-1], device=patches.device) * self.levels
-        return self.embedding(patches.long() + offsets).mean(2)
+        return self.embedding(patches.long() + offsets).mean(2) + self.bias
 
 
 class Pooling(nn.Module):
@@ -69,6 +70,9 @@ class HgrnTimeseriesPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, HgrnEncoder):
             nn.init.zeros_(module.lower_bounds)
+        elif isinstance(module, SeriesEmbedding):
+            # Constant stretches would be zero vectors else, at which gradients of norms explode.
+            nn.init.normal_(module.bias, std=self.config.initializer_range)
         else:
             super()._init_weights(module)
 
@@ -81,9 +85,6 @@ class HgrnTimeseriesModel(HgrnTimeseriesPreTrainedModel):
         self.embedding = SeriesEmbedding(config)
         self.encoder = make_encoder(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embedding
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **kwargs) -> BaseModelOutput:
         """Args:

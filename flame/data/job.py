@@ -5,8 +5,9 @@ from typing import Any, TypeGuard
 
 from flame.config import JobConfig, Source
 from flame.data.encoder import Encoder
+from flame.data.examples.build import build_example_loader
 from flame.data.examples.example import ExampleEncoder
-from flame.data.examples.loader import ExampleLoader, build_example_loader
+from flame.data.examples.loader import ExampleLoader
 from flame.data.loader import Loader, build_loader
 from flame.data.plan import open_sources
 

@@ -69,7 +69,7 @@ def load_engine(name: str, device: str = "", plugin_path: str = "", trust_remote
         ConfigError: no model there, one whose family is unknown, or one that is not whole; see ``load_folder``.
     """
     plugin = family_of(name, plugin_path, trust_remote_code)
-    place = _device(device)
+    place = find_device(device)
     model, tokenizer = load_folder(name, trust_remote_code)
     if not plugin.decodes_with_cache:
         model.config.use_cache = model.generation_config.use_cache = False
@@ -85,7 +85,12 @@ def load(
     return engine.model, engine.tokenizer
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of a name; the accelerator, if there is one, without a name.
+
+    Raises:
+        ConfigError: it is not there.
+    """
     if not name:
         return torch.accelerator.current_accelerator() or torch.device("cpu")
     try:

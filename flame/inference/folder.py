@@ -2,7 +2,8 @@
 
 import pickle
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +71,49 @@ def load_folder(name: str, trust_remote_code: bool = False) -> tuple[PreTrainedM
         ConfigError: something cannot be read, the weights are not those of the model that the config describes, or the
             tokenizer has more tokens than the model.
     """
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+    tokenizer: Any = load_part(AutoTokenizer, name, trust_remote_code)
+    model = load_weights(AutoModelForCausalLM, name, trust_remote_code)
+    _check_vocabulary(name, model, tokenizer)
+    return model, tokenizer
+
+
+def load_part(auto_class: Any, name: str, trust_remote_code: bool = False) -> Any:
+    """Loads what is beside the weights: a tokenizer or a feature extractor, by its auto class.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    with _told(name):
+        return auto_class.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
+def load_weights(auto_class: Any, name: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Loads a model in its stored dtype by its auto class.
+
+    Raises:
+        ConfigError: it cannot be read, or the weights are not those of the model that the config describes.
+    """
+    with _told(name):
+        model, info = auto_class.from_pretrained(
             name,
             dtype="auto",
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told with their shapes below
         )
+    _check_weights(name, model, info)
+    return model
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Makes one line of what another's code raises."""
+    try:
+        yield
     except FlameError:
         raise
     except FOREIGN_ERRORS as error:
         raise ConfigError(f"--model '{name}' cannot be loaded: {_reason(error)}") from error
-    model, info = loaded
-    _check_weights(name, model, info)
-    _check_vocabulary(name, model, tokenizer)
-    return model, tokenizer
 
 
 def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:

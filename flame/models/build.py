@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flame.config import JobConfig
 from flame.errors import ConfigError
+from flame.models.ends import ends
 from flame.models.flops import train_flops_per_token
 from flame.models.handout import hand_out
 from flame.plugin import ModelPlugin
@@ -107,7 +108,7 @@ def build_model(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrai
 def _train_every_token(model: PreTrainedModel) -> None:
     """Gives the embedding of ``pad_token_id`` gradients as well, which torch withholds from a padding index: most
     tokenizers pad with the token that ends documents, and labels say what is not scored."""
-    embedding = model.get_input_embeddings()
+    embedding, _ = ends(model)
     if isinstance(embedding, nn.Embedding):
         embedding.padding_idx = None
 

@@ -17,6 +17,7 @@ from flame.config import JobConfig
 from flame.config.optimization import Optimizer as Keys
 from flame.config.optimization import resolve_optimizer
 from flame.hardware import cpu_bfloat16
+from flame.models.ends import ends
 from flame.optim.ellis_adam import ELLISAdam, Options
 from flame.optim.grouped import GroupedOptimizer
 from flame.optim.groups import Parameter, by_role, classify
@@ -170,11 +171,7 @@ def _muon(part: PreTrainedModel, config: JobConfig) -> Muon:
 def _of_their_size(part: PreTrainedModel) -> float:
     """A fifth of the root mean square that embeddings start with: 0.2 for nanochat's, whose variance is 1, 0.004 for
     those of most families. Rounded, so that no layout's order of summation shows."""
-    try:
-        table = part.get_input_embeddings()
-    except AttributeError:  # a part of a module that another stage has
-        return 0.0
-    weight = getattr(table, "weight", None)
+    weight = getattr(ends(part)[0], "weight", None)
     if weight is None or weight.is_meta:  # `flame plan` runs nothing
         return 0.0
     mean_square = weight.float().square().mean()

@@ -8,6 +8,7 @@ import torch.nn as nn
 from transformers import PreTrainedModel
 
 from flame.config.optimization import ROLES
+from flame.models.ends import ends
 
 # Projections that are several in one, by the name of their module or parameter. Families with other names say so in a
 # class attribute ``_fused_projections`` of their model. Where the parts are interleaved they stay one matrix.
@@ -114,13 +115,7 @@ def _transposed(module: nn.Module, leaf: str, value: nn.Parameter, hidden: int) 
 
 def _heads(model: PreTrainedModel) -> set[int]:
     """The output head's weight, also where a stage holds only the embedding that is tied to it."""
-    held = []
-    for end in (model.get_output_embeddings, model.get_input_embeddings):
-        try:
-            held.append(getattr(end(), "weight", None))
-        except AttributeError:  # a part of a module that another stage has
-            held.append(None)
-    head, embedding = held
+    embedding, head = (getattr(end, "weight", None) for end in ends(model))
     config: Any = model.config.get_text_config()
     tied = head is None and getattr(config, "tie_word_embeddings", False)
     return {id(weight) for weight in (head, embedding if tied else None) if weight is not None}

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from flame import compat
 from flame.config import JobConfig
+from flame.models.ends import ends
 from flame.parallel.layout import Layout
-from flame.parallel.split import Placeholder, ends, share_weight
+from flame.parallel.split import Placeholder, share_weight
 
 
 def shard(

@@ -14,6 +14,7 @@ import torch.nn as nn
 from transformers import PreTrainedModel
 
 from flame.errors import ConfigError
+from flame.models.ends import ends
 
 
 class Placeholder(nn.Module):
@@ -79,17 +80,6 @@ class Anatomy:
     """Length of the tuple a layer returns; 0 for a bare tensor."""
     common: tuple[str, ...] = ()
     """Parameters in no module of their own (the lower bounds of HGRN): every stage has them all."""
-
-
-def ends(model: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | None]:
-    """The model's embedding and its head; None for one that another stage has."""
-    found = []
-    for end in (model.get_input_embeddings, model.get_output_embeddings):
-        try:
-            found.append(end())
-        except AttributeError:  # a part of a module whose place a placeholder takes
-            found.append(None)
-    return found[0], found[1]
 
 
 def share_weight(embedding: nn.Module | None, head: nn.Module | None) -> bool:

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from transformers.distributed.expert_parallel import apply_expert_parallelism
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
+from flame.models.ends import ends
 from flame.models.families.units import made_of_units
-from flame.parallel.split import Placeholder, ends, share_weight
+from flame.parallel.split import Placeholder, share_weight
 from flame.parallel.sums import SummedGradient
 from flame.parallel.units import shard_units
 

@@ -12,7 +12,7 @@ import torch.nn as nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from flame.parallel.split import ends
+from flame.models.ends import ends
 
 
 class TiedEmbedding:

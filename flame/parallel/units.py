@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedModel
 
 from flame.errors import ConfigError
+from flame.models.ends import ends
 from flame.models.families.units import Sections, Unit, units_of
-from flame.parallel.split import ends
 from flame.parallel.sums import SummedForward, SummedGradient
 from flame.parallel.wide import adapt, share_context, sum_output, widen
 

@@ -26,6 +26,8 @@ class Task:
     """The head of the model family that this task trains."""
     objectives: ClassVar[tuple[str, ...]] = ("autoregressive",)
     """The objectives of families (``ModelPlugin.objective``) that this task trains."""
+    try_it: ClassVar[str] = 'flame generate --model {model} --prompt "def "'
+    """What to do with a finished model."""
     layouts: ClassVar[tuple[str, ...]] = ()
     """The layouts of records (``data.sources.N.layout``) that its encoder can be told of."""
     step: int = 0

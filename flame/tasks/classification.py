@@ -80,6 +80,7 @@ class Classification(Task):
     Options = ClassificationOptions
     head = "sequence_classification"
     objectives = ("classification",)
+    try_it = "flame classify --model {model} SERIES"
     options: ClassificationOptions
 
     def __init__(self, options: TaskOptions, tokenizer: PreTrainedTokenizerFast | None, config: JobConfig) -> None:

@@ -131,6 +131,7 @@ class CTC(Task):
     Options = CTCOptions
     head = "ctc"
     objectives = ("ctc",)
+    try_it = "flame transcribe --model {model} RECORDING.wav"
     options: CTCOptions
 
     def __init__(self, options: TaskOptions, tokenizer: PreTrainedTokenizerFast, config: JobConfig) -> None:

@@ -1,4 +1,5 @@
-"""What every family keeps, whichever folder it comes from; a new family in ``custom_models/`` is tested by being there.
+"""What every family of text keeps, whichever folder it comes from; a new one in ``custom_models/`` is tested by being
+there. Those of recordings and series are in ``test_example_families``.
 
 All of transformers:  pytest tests/plugins -m slow
 """
@@ -42,7 +43,8 @@ REPRESENTATIVE = [
     "qwen3_moe",
     "smollm3",
 ]
-TESTED = [*custom_families(), "ema_lm", *REPRESENTATIVE, *fla_families()]
+TEXT = [name for name in custom_families() if "causal_lm" in load_plugin(name).auto_classes]
+TESTED = [*TEXT, "ema_lm", *REPRESENTATIVE, *fla_families()]
 OTHERS = sorted(set(transformers_families()) - set(TESTED))
 
 

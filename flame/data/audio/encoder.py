@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tokenizers import Tokenizer
+
 from flame.data.audio.augment import add_noise, spec_augment, speed
 from flame.data.audio.cache import FeatureCache
 from flame.data.audio.decoding import AudioError
 from flame.data.audio.normalise_text import normalise_transcript
-from tokenizers import Tokenizer
-
 from flame.data.encoder import tokenizer_fingerprint
 from flame.data.examples.example import IGNORE, Example, ExampleSource, Key
 from flame.data.examples.features import CarriedFeatures

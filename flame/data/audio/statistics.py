@@ -4,9 +4,9 @@ import logging
 from typing import Any
 
 import numpy as np
-from flame.data.audio.decoding import AudioError
 
 from flame.config import JobConfig
+from flame.data.audio.decoding import AudioError
 from flame.data.examples.example import ExampleEncoder
 from flame.data.examples.known import known_features
 from flame.data.order import DocumentOrder

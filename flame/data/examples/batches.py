@@ -17,7 +17,7 @@ from flame.data.sources.records import BadRow, BadRowPolicy
 from flame.errors import DataError
 
 WINDOW = 16
-"""Batches of a window."""
+"""Batches of a window, at most: one does not reach beyond an epoch, or examples would meet themselves."""
 
 
 class Chosen(NamedTuple):
@@ -116,7 +116,8 @@ def _window(plan: BatchPlan, place: Place, policy: BadRowPolicy) -> tuple[list[C
     ]
     wanted: list[list[int]] = [[] for _ in plan.sources]
     ended = frozenset(number for number, limit in enumerate(limits) if limit is not None and given[number] >= limit)
-    for row in range(int(given.sum()), int(given.sum()) + WINDOW * plan.rows):
+    first = int(given.sum())
+    for row in range(first, first + plan.rows * max(1, min(WINDOW, sum(map(len, plan.sources)) // plan.rows))):
         source = plan.mixture.choose(0, row, ended)
         if source is None:
             break

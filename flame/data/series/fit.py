@@ -4,11 +4,11 @@ import logging
 from typing import Any, NamedTuple
 
 import numpy as np
-from flame.data.series.open import open_series
-from flame.data.series.statistics import series_statistics
 
 from flame.config import JobConfig
 from flame.data.examples.known import known_classes, known_features
+from flame.data.series.open import open_series
+from flame.data.series.statistics import series_statistics
 from flame.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def fit_series(features: Any, config: JobConfig, regression: bool) -> Fitted:
     names: set[str] = set()
     numbers: list[float] = []
     for source, one in zip(config.data.sources, opened, strict=True):
-        if (one.classes is None) != regression:
+        if one.labelled and (one.classes is None) != regression:
             found = "numbers" if one.classes is None else "classes"
             raise DataError(
                 f"'{source.path}' has {found} for labels: set task.regression = {str(not regression).lower()}"

@@ -10,7 +10,8 @@ import torch
 from counting_examples import CountingEncoder
 
 from flame.config import Data, Source
-from flame.data.examples.loader import ExampleLoader, build_example_loader
+from flame.data.examples.build import build_example_loader
+from flame.data.examples.loader import ExampleLoader
 from flame.data.fingerprint import fingerprints
 from flame.errors import DataError
 
@@ -103,7 +104,7 @@ def test_every_epoch_holds_every_example_once() -> None:
 
 def test_what_is_drawn_for_an_example_differs_from_epoch_to_epoch() -> None:
     drawn: dict[int, set[float]] = {}
-    for inputs, labels in islice(loader(paths="a:16"), 2 * 16 // 2):
+    for inputs, labels in islice(loader(paths="a:16"), 2 * 16 // 2):  # two epochs
         for values, row in zip(inputs["input_values"], labels, strict=True):
             drawn.setdefault(int(row[0]), set()).add(float(values[0, 1]))
     assert all(len(values) == 2 for values in drawn.values())
