@@ -172,12 +172,11 @@ def _opened(source: str | bytes, where: str) -> Iterator[Any]:
         size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
         if not size:
             raise AudioError("empty audio", where, "0 bytes")
-        if not isinstance(source, bytes):
-            open(source, "rb").close()  # says why a file cannot be read, which libsndfile does not
         sound = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except OSError as error:
         raise AudioError("unreadable audio", where, error.strerror or str(error)) from error
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, as a name may say
+        _check_readable(source, where)  # libsndfile does not tell a file that may not be read from one of noise
         raise AudioError("not an audio file", where, _reason(error)) from error
     if sound.frames >= _UNKNOWN_FRAMES:
         sound.seekable = lambda: False  # soundfile seeks after every read, which libsndfile cannot do here
@@ -186,6 +185,15 @@ def _opened(source: str | bytes, where: str) -> Iterator[Any]:
             yield sound
         except soundfile.LibsndfileError as error:
             raise AudioError("truncated audio", where, _reason(error)) from error
+
+
+def _check_readable(source: str | bytes, where: str) -> None:
+    if isinstance(source, bytes):
+        return
+    try:
+        open(source, "rb").close()
+    except OSError as error:
+        raise AudioError("unreadable audio", where, error.strerror or str(error)) from error
 
 
 def _header(file: Any, source: str | bytes, where: str) -> Header:
