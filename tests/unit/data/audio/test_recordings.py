@@ -2,6 +2,8 @@
 
 import pickle
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -31,6 +33,20 @@ def test_every_format_and_rate_gives_the_same_sound(tmp_path, suffix, rate):
 def test_integer_and_floating_samples_are_scaled_alike(tmp_path, subtype):
     path = write_tone(tmp_path / "a.wav", subtype=subtype)
     assert np.abs(recording(path).load(16000) - tone(0.5, 16000)).max() < 0.02
+
+
+def test_opus_is_read_too(tmp_path):
+    soundfile.write(tmp_path / "a.opus", tone(1.0, 48000), 48000, format="OGG", subtype="OPUS")
+    audio = recording(tmp_path / "a.opus").load(16000)
+    assert len(audio) == 16000 and np.abs(audio - tone(1.0, 16000))[800:-800].max() < 0.1
+
+
+def test_what_workers_import_is_light():
+    modules = ("audio_source", "augment", "cache", "recording", "rows")
+    program = f"import sys, {', '.join(f'flame.data.audio.{module}' for module in modules)}"
+    heavy = "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", f"{program}; {heavy}"], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 def test_channels_are_averaged(tmp_path):
