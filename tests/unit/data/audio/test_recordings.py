@@ -94,7 +94,9 @@ def test_recordings_travel_and_their_keys_change_with_what_is_heard(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "suffix, share", [("wav", 0.5), ("flac", 0.5), ("ogg", 0.5), ("mp3", 0.5), ("wav", 0.99), ("ogg", 0.95)]
+    "suffix, share",
+    [("wav", 0.5), ("flac", 0.5), ("ogg", 0.5), ("mp3", 0.5), ("wav", 0.99), ("ogg", 0.95)]
+    + [("aiff", 0.7), ("au", 0.7), ("w64", 0.7)],
 )
 def test_a_truncated_file_is_named(tmp_path, suffix, share):
     path = cut(write_tone(tmp_path / f"a.{suffix}", 20), share)
@@ -125,6 +127,31 @@ def test_a_flac_file_that_does_not_tell_its_length_is_counted(tmp_path):
     assert sum(map(len, blocks(str(path), 16000, 0.1))) == 8000
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
+def test_damage_anywhere_gives_audio_or_a_named_fault(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    whole = write_tone(tmp_path / f"a.{suffix}", 0.5).read_bytes()
+    for turn in range(60):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data) if turn % 2 else 200, 5):
+            data[place] = rng.integers(256)
+        (tmp_path / f"a.{suffix}").write_bytes(data)
+        for part in (Part(str(tmp_path / f"a.{suffix}")), Part(str(tmp_path / f"a.{suffix}"), 0.1, 0.3)):
+            try:
+                assert np.isfinite(Recording((part,)).load(16000)).all()
+            except AudioError as error:
+                assert error.reason and "\n" not in str(error)
+
+
+def test_a_header_that_claims_the_impossible_is_named(tmp_path):
+    path = write_tone(tmp_path / "a.flac")
+    data = bytearray(path.read_bytes())
+    data[21] |= 0x07  # the upper bits of the number of samples
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match="frames cannot be in"):
+        _ = recording(path).duration
+
+
 def test_what_is_no_audio_or_empty_or_missing_is_named(tmp_path):
     (tmp_path / "text.wav").write_bytes(b"no audio at all" * 100)
     (tmp_path / "nothing.wav").touch()
@@ -151,6 +178,13 @@ def test_an_error_travels_between_processes():
     error = pickle.loads(pickle.dumps(AudioError("empty audio", "a.wav", "0 bytes")))
     assert str(error) == "a.wav: empty audio (0 bytes): mend the file, or leave it out"
     assert str(error.bad_row("list.jsonl, row 3")) == "list.jsonl, row 3: empty audio (a.wav: 0 bytes)"
+
+
+@pytest.mark.parametrize("rate", [1, 2_000_000])
+def test_a_rate_that_nothing_is_recorded_at_is_named(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", tone(0.5, 16000), rate)
+    with pytest.raises(AudioError, match="impossible sample rate"):
+        recording(tmp_path / "a.wav").load(16000)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
