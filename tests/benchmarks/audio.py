@@ -48,8 +48,10 @@ def mel_filters(rate: int) -> np.ndarray:
 def log_mel(audio: np.ndarray, rate: int) -> np.ndarray:
     """A plain extractor: float32 [T, CHANNELS]."""
     frames = np.lib.stride_tricks.sliding_window_view(audio, WINDOW)[::HOP]  # [T, WINDOW]
-    spectrum = scipy.fft.rfft(frames * np.hanning(WINDOW).astype(np.float32), FFT)  # [T, FFT / 2 + 1]
-    power = np.square(spectrum.real) + np.square(spectrum.imag)
+    spectrum: np.ndarray = np.asarray(
+        scipy.fft.rfft(frames * np.hanning(WINDOW).astype(np.float32), FFT)
+    )  # [T, FFT / 2 + 1]
+    power = np.square(np.real(spectrum)) + np.square(np.imag(spectrum))
     return np.log(power @ mel_filters(rate) + np.float32(1e-10))
 
 
@@ -74,7 +76,7 @@ def ways(features: Features) -> dict[str, Way]:
         "flame": lambda path: features(recording(path).load(RATE), RATE),
     }
     try:
-        import librosa
+        librosa = importlib.import_module("librosa")
 
         def by_librosa(path: str) -> object:
             audio, _ = librosa.load(path, sr=RATE)
@@ -87,8 +89,7 @@ def ways(features: Features) -> dict[str, Way]:
     except ImportError:
         print("without librosa, which is not installed")
     try:
-        import torch
-        import torchaudio
+        torch, torchaudio = map(importlib.import_module, ("torch", "torchaudio"))
 
         torch.set_num_threads(1)
         transform = torchaudio.transforms.MelSpectrogram(
