@@ -57,8 +57,8 @@ class Model(titan.Model):
 
     tokenizer_path: str = ""
     """
-    Tokenizer: a HuggingFace folder, a hub id, or `builtin:python-stdlib-8k`, which is trained once and cached; empty
-    for the one in the folder that `model.config` names.
+    Tokenizer: a HuggingFace folder, a hub id, `builtin:python-stdlib-8k`, which is trained once and cached, or
+    `builtin:characters-en` for speech; empty for the one in the folder that `model.config` names.
     """
 
     plugin_path: str = ""

@@ -5,14 +5,12 @@ is the blank.
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.models.parakeet.tokenization_parakeet import ParakeetTokenizer
 
 from flame.errors import ConfigError, DataError
-from flame.files import beside, remove, replace_folder, sync
 
 BLANK, UNKNOWN = "<pad>", "<unk>"
 """Ids 0 and 1 of every tokenizer made here."""
@@ -63,23 +61,6 @@ def subword_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokeni
             f"make it {backend.get_vocab_size()} or more"
         )
     return _tokenizer(backend)
-
-
-def save_ctc_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Saves a tokenizer as a folder that ``AutoTokenizer`` loads; it appears there whole, in place of an older one.
-
-    Raises:
-        OSError: The folder cannot be written.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = beside(folder)
-    try:
-        tokenizer.save_pretrained(draft)
-        for path in draft.iterdir():
-            sync(path)
-        replace_folder(draft, folder, beside(folder))
-    finally:
-        remove(draft)
 
 
 def is_builtin_alphabet(path: str) -> bool:

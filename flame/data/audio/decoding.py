@@ -17,7 +17,11 @@ SLACK = 0.1
 _BLOCK = 1 << 16  # frames decoded at once where only their number is wanted
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile says so of a FLAC file that was written to a pipe
 _UNKNOWN_BYTES = 0x7FFF0000  # a WAV file that was written to a pipe claims at least this much
-_DATA_CHUNK = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
+# What libsndfile notes of the samples' chunk in Wave, AIFF, AU and Wave64 files.
+_DATA_CHUNK = re.compile(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_MOST_FRAMES_PER_BYTE = 10_000  # FLAC's silence has 6,000; a header that claims more is damaged
+_RATES = (1000, 1_000_000)  # Hz; resampling what claims another could take any amount of memory
+_READ_AT_ONCE = 1 << 24  # frames: memory is asked for as they come, not as a header claims
 _MP3_LEAD = 16 * 1152  # frames decoded before a region: they fill the bit reservoir that its beginning draws on
 _OGG_PAGE = 27  # bytes of a page's fixed header
 _OGG_LONGEST_PAGE = 65307
@@ -96,7 +100,7 @@ def read_region(source: str | bytes, start: float, stop: float | None, where: st
         lead = min(first, _MP3_LEAD) if header.format == "MP3" else 0
         if first - lead:
             _skip(file, first - lead)
-        audio = _mono(file.read(last - first + lead, dtype="float32", always_2d=True)[lead:])
+        audio = _read(file, last - first + lead)[lead:]
     if len(audio) < last - first:
         raise AudioError("truncated audio", where, f"{len(audio):,} of {last - first:,} frames can be decoded")
     _check_finite(audio, first, where)
@@ -169,15 +173,13 @@ def _opened(source: str | bytes, where: str) -> Iterator[Any]:
     import soundfile
 
     try:
-        size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
-        if not size:
+        if not _size(source):
             raise AudioError("empty audio", where, "0 bytes")
-        if not isinstance(source, bytes):
-            open(source, "rb").close()  # says why a file cannot be read, which libsndfile does not
         sound = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except OSError as error:
         raise AudioError("unreadable audio", where, error.strerror or str(error)) from error
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: raw samples, as a name may say
+        _check_readable(source, where)  # libsndfile does not tell a file that may not be read from one of noise
         raise AudioError("not an audio file", where, _reason(error)) from error
     if sound.frames >= _UNKNOWN_FRAMES:
         sound.seekable = lambda: False  # soundfile seeks after every read, which libsndfile cannot do here
@@ -188,6 +190,29 @@ def _opened(source: str | bytes, where: str) -> Iterator[Any]:
             raise AudioError("truncated audio", where, _reason(error)) from error
 
 
+def _check_readable(source: str | bytes, where: str) -> None:
+    if isinstance(source, bytes):
+        return
+    try:
+        open(source, "rb").close()
+    except OSError as error:
+        raise AudioError("unreadable audio", where, error.strerror or str(error)) from error
+
+
+def _read(file: Any, frames: int) -> np.ndarray:
+    """So many frames, or what there is of them; float32 ``[frames]``."""
+    pieces = [_mono(file.read(min(frames, _READ_AT_ONCE), dtype="float32", always_2d=True))]
+    done = len(pieces[0])
+    while len(pieces[-1]) and done < frames:
+        pieces.append(_mono(file.read(min(frames - done, _READ_AT_ONCE), dtype="float32", always_2d=True)))
+        done += len(pieces[-1])
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _size(source: str | bytes) -> int:
+    return len(source) if isinstance(source, bytes) else os.stat(source).st_size
+
+
 def _header(file: Any, source: str | bytes, where: str) -> Header:
     frames = file.frames
     for declared, found in _DATA_CHUNK.findall(file.extra_info):
@@ -195,10 +220,14 @@ def _header(file: Any, source: str | bytes, where: str) -> Header:
             raise AudioError("truncated audio", where, f"{int(found):,} of {int(declared):,} bytes are there")
     if file.format == "OGG":
         _check_ogg(source, where)
+    if not _RATES[0] <= file.samplerate <= _RATES[1]:
+        raise AudioError("impossible sample rate", where, f"{file.samplerate:,} Hz")
     if frames >= _UNKNOWN_FRAMES:
         frames = _counted(source, where)
     if not frames:
         raise AudioError("empty audio", where, "no samples")
+    if frames > _MOST_FRAMES_PER_BYTE * _size(source):
+        raise AudioError("truncated audio", where, f"{frames:,} frames cannot be in {_size(source):,} bytes")
     return Header(frames, file.samplerate, file.channels, file.format)
 
 

@@ -13,10 +13,9 @@ from flame.data.audio.entries import Columns
 from flame.data.audio.manifests import manifest_source
 from flame.data.audio.rows import ListedRows
 from flame.data.audio.tables import table_source
-from flame.data.sources.files import is_local, is_remote
+from flame.data.sources.files import format_of, is_local, is_remote
 from flame.data.sources.keys import refuse_other_keys
 from flame.data.sources.tables import is_saved_dataset
-from flame.data.suffixes import SUFFIXES
 from flame.errors import DataError, closest
 
 _COLUMNS = {"audio_column", "text_column"}
@@ -81,22 +80,25 @@ def audio_format(config: Source) -> str:
         raise DataError(f"'{path}': recordings are read from this machine: fetch them, and name their folder")
     if config.format:
         return config.format
-    if SUFFIXES.get("".join(Path(path).suffixes[-1:])) == "jsonl" or ".jsonl" in Path(path).name:
+    if format_of(path) == "jsonl":
         return "jsonl"
     if path.endswith(".tsv"):
         return "common_voice"
     folder = Path(path.removeprefix("file://")).expanduser()
     if not is_local(path) or path.endswith(".parquet"):
         return "hub"
+    if folder.is_file() and path.lower().endswith(layouts.SUFFIXES):
+        raise DataError(f"'{path}' is a single recording: name a folder of them, or a manifest")
     if not folder.is_dir():
         raise DataError(f"no file or folder '{path}' of recordings: check data.sources path and format")
     return _format_of_folder(folder, config)
 
 
 def _format_of_folder(folder: Path, config: Source) -> str:
-    if is_saved_dataset(folder) or config.data_files and config.data_files[0].endswith(".parquet"):
+    named = format_of(config.data_files[0]) if config.data_files else ""
+    if is_saved_dataset(folder) or named == "parquet":
         return "hub"
-    if (folder / f"{config.split}.jsonl").is_file():
+    if named == "jsonl" or (folder / f"{config.split}.jsonl").is_file():
         return "jsonl"
     if (folder / "clips").is_dir() and any(folder.glob("*.tsv")):
         return "common_voice"

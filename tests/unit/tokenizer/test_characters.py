@@ -5,7 +5,7 @@ from transformers import AutoTokenizer
 from transformers.models.parakeet.tokenization_parakeet import ParakeetTokenizer
 
 from flame.errors import ConfigError, DataError
-from flame.tokenizer.characters import ENGLISH, character_tokenizer, save_ctc_tokenizer, subword_tokenizer
+from flame.tokenizer.characters import ENGLISH, character_tokenizer, subword_tokenizer
 from flame.tokenizer.load import load_tokenizer
 
 TEXTS = ["seven one two", "two nine seven seven three"] * 3
@@ -25,8 +25,7 @@ def test_the_blank_is_first_and_characters_keep_their_order():
 @pytest.mark.parametrize("make", [lambda: character_tokenizer(ENGLISH), lambda: subword_tokenizer(TEXTS, 32)])
 def test_a_saved_tokenizer_loads_and_decodes_as_ctc_does(tmp_path, make):
     tokenizer = make()
-    save_ctc_tokenizer(tokenizer, tmp_path / "tokenizer")
-    save_ctc_tokenizer(tokenizer, tmp_path / "tokenizer")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
     for loaded in (AutoTokenizer.from_pretrained(tmp_path / "tokenizer"), load_tokenizer(str(tmp_path / "tokenizer"))):
         assert isinstance(loaded, ParakeetTokenizer) and len(loaded) == len(tokenizer)
         for text in ("seven three two", "two", ""):

@@ -67,6 +67,7 @@ def test_manifests_of_several_folders_each_know_their_own(corpus):
     manifest(corpus / "a.jsonl", *[{"audio": f"audio/r{i}.wav", "text": TEXTS[i]} for i in range(2)])
     manifest(corpus / "more" / "b.jsonl", {"audio": "r2.wav", "text": TEXTS[2]})
     assert_holds(open_audio(Source(str(corpus), format="jsonl")))
+    assert_holds(open_audio(Source(str(corpus), data_files=["a.jsonl", "more/*.jsonl"])))
 
 
 def test_a_line_may_be_a_segment_or_join_several(corpus):
@@ -200,6 +201,7 @@ def test_faults_of_rows_are_told_by_row(corpus, tmp_path):
     [
         (lambda folder: Source(""), "has no path"),
         (lambda folder: Source(str(folder / "none")), "no file or folder"),
+        (lambda folder: Source(str(folder / "audio" / "r0.wav")), "is a single recording: name a folder"),
         (lambda folder: Source(str(folder), format="wav"), "no format 'wav' of recordings: it is one of jsonl"),
         (lambda folder: Source("s3://bucket/a.jsonl"), "recordings are read from this machine"),
         (lambda folder: Source(str(folder), streaming=True), "streaming = true has no effect"),

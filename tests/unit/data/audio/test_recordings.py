@@ -2,6 +2,8 @@
 
 import pickle
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -31,6 +33,20 @@ def test_every_format_and_rate_gives_the_same_sound(tmp_path, suffix, rate):
 def test_integer_and_floating_samples_are_scaled_alike(tmp_path, subtype):
     path = write_tone(tmp_path / "a.wav", subtype=subtype)
     assert np.abs(recording(path).load(16000) - tone(0.5, 16000)).max() < 0.02
+
+
+def test_opus_is_read_too(tmp_path):
+    soundfile.write(tmp_path / "a.opus", tone(1.0, 48000), 48000, format="OGG", subtype="OPUS")
+    audio = recording(tmp_path / "a.opus").load(16000)
+    assert len(audio) == 16000 and np.abs(audio - tone(1.0, 16000))[800:-800].max() < 0.1
+
+
+def test_what_workers_import_is_light():
+    modules = ("audio_source", "augment", "cache", "recording", "rows")
+    program = f"import sys, {', '.join(f'flame.data.audio.{module}' for module in modules)}"
+    heavy = "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", f"{program}; {heavy}"], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 def test_channels_are_averaged(tmp_path):
@@ -78,7 +94,9 @@ def test_recordings_travel_and_their_keys_change_with_what_is_heard(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "suffix, share", [("wav", 0.5), ("flac", 0.5), ("ogg", 0.5), ("mp3", 0.5), ("wav", 0.99), ("ogg", 0.95)]
+    "suffix, share",
+    [("wav", 0.5), ("flac", 0.5), ("ogg", 0.5), ("mp3", 0.5), ("wav", 0.99), ("ogg", 0.95)]
+    + [("aiff", 0.7), ("au", 0.7), ("w64", 0.7)],
 )
 def test_a_truncated_file_is_named(tmp_path, suffix, share):
     path = cut(write_tone(tmp_path / f"a.{suffix}", 20), share)
@@ -109,6 +127,31 @@ def test_a_flac_file_that_does_not_tell_its_length_is_counted(tmp_path):
     assert sum(map(len, blocks(str(path), 16000, 0.1))) == 8000
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
+def test_damage_anywhere_gives_audio_or_a_named_fault(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    whole = write_tone(tmp_path / f"a.{suffix}", 0.5).read_bytes()
+    for turn in range(60):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data) if turn % 2 else 200, 5):
+            data[place] = rng.integers(256)
+        (tmp_path / f"a.{suffix}").write_bytes(data)
+        for part in (Part(str(tmp_path / f"a.{suffix}")), Part(str(tmp_path / f"a.{suffix}"), 0.1, 0.3)):
+            try:
+                assert np.isfinite(Recording((part,)).load(16000)).all()
+            except AudioError as error:
+                assert error.reason and "\n" not in str(error)
+
+
+def test_a_header_that_claims_the_impossible_is_named(tmp_path):
+    path = write_tone(tmp_path / "a.flac")
+    data = bytearray(path.read_bytes())
+    data[21] |= 0x07  # the upper bits of the number of samples
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match="frames cannot be in"):
+        _ = recording(path).duration
+
+
 def test_what_is_no_audio_or_empty_or_missing_is_named(tmp_path):
     (tmp_path / "text.wav").write_bytes(b"no audio at all" * 100)
     (tmp_path / "nothing.wav").touch()
@@ -135,6 +178,13 @@ def test_an_error_travels_between_processes():
     error = pickle.loads(pickle.dumps(AudioError("empty audio", "a.wav", "0 bytes")))
     assert str(error) == "a.wav: empty audio (0 bytes): mend the file, or leave it out"
     assert str(error.bad_row("list.jsonl, row 3")) == "list.jsonl, row 3: empty audio (a.wav: 0 bytes)"
+
+
+@pytest.mark.parametrize("rate", [1, 2_000_000])
+def test_a_rate_that_nothing_is_recorded_at_is_named(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", tone(0.5, 16000), rate)
+    with pytest.raises(AudioError, match="impossible sample rate"):
+        recording(tmp_path / "a.wav").load(16000)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
