@@ -10,6 +10,7 @@ import numpy as np
 
 from flame.data.series.arrays import ArrayFile, ArrayPart
 from flame.data.series.labels import NO_LABELS, LabelSummary, summarize
+from flame.data.series.text_lines import one_line
 from flame.data.sources.storage import FileInfo, check_unchanged
 from flame.errors import DataError
 from flame.tokenizer.cache import build_once, cache_folder
@@ -160,7 +161,9 @@ def array_at(file, path: str, known_as: str) -> ArrayFile:
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = reader(file)
     except ValueError as error:
-        raise DataError(f"{known_as} is no array of numpy ({error}): save it anew with numpy.savez") from error
+        raise DataError(
+            f"{known_as} is no array of numpy ({one_line(error)}): save it anew with numpy.savez"
+        ) from error
     if dtype.hasobject:
         raise DataError(
             f"{known_as} holds Python objects, which are never unpickled: save all steps as one array 'values' "
