@@ -32,10 +32,19 @@ class ArrayFile(NamedTuple):
         return self.shape[1:] + (self.dtype[self.field].shape if self.field else ())
 
     def open(self) -> np.ndarray:
-        """Maps it into memory."""
+        """Maps it into memory.
+
+        Raises:
+            DataError: The file is not there any more.
+        """
         if not int(np.prod(self.shape)):
             return np.empty(self.shape, self.dtype)
-        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)
+        try:
+            mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.path} cannot be mapped ({error}): start again, and leave the cache alone"
+            ) from error
         # A plain array: indexing a memmap costs ten times as much.
         plain = mapped.view(np.ndarray)
         return plain[self.field] if self.field else plain

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from flame.tokenizer.cache import build_once, cache_folder
 
 _VERSION = 1  # of what readers make of files: higher when they are changed
 _BUFFER = 1 << 20
+_WORTH_TELLING = 1 << 26  # bytes; smaller files take seconds
+
+logger = logging.getLogger(__name__)
 
 
 class SeriesWriter:
@@ -104,6 +108,8 @@ def converted(file: FileInfo, how: str, read: Callable[[FileInfo, SeriesWriter],
     """
 
     def build(draft: Path) -> None:
+        if file.size >= _WORTH_TELLING:
+            logger.info("converting %s into the cache, once", file.path)
         read(file, SeriesWriter(draft))
         check_unchanged(file, os.stat(file.path))
 
