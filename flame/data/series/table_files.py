@@ -24,7 +24,7 @@ from flame.data.series.tables import (
     is_number_type,
     numbers_of_column,
 )
-from flame.data.series.text_lines import one_line, utf8_stream
+from flame.data.series.text_lines import is_number, one_line, utf8_stream
 from flame.data.sources.storage import FileInfo
 from flame.errors import DataError
 
@@ -52,8 +52,8 @@ def read_csv(file: FileInfo, writer: SeriesWriter, wanted: Wanted) -> None:
         held.append(first)
         first = next(batches, None)
     table = first.table if first is not None else pa.table({name: pa.array([], pa.string()) for name in names})
-    is_number = [_looks_like_numbers(table.column(place)) for place in range(len(names))]
-    columns = choose_columns(table.schema, is_number, wanted, file.path)
+    numeric = [_looks_like_numbers(table.column(place)) for place in range(len(names))]
+    columns = choose_columns(table.schema, numeric, wanted, file.path)
     if first is not None:
         held.append(first)
     _write(file, _chain(held, batches), columns, writer)
@@ -73,8 +73,8 @@ def read_parquet(file: FileInfo, writer: SeriesWriter, wanted: Wanted) -> None:
     try:
         with pq.ParquetFile(file.path) as parquet:
             schema = parquet.schema_arrow
-            is_number = [is_number_type(field.type) for field in schema]
-            columns = choose_columns(schema, is_number, wanted, file.path)
+            numeric = [is_number_type(field.type) for field in schema]
+            columns = choose_columns(schema, numeric, wanted, file.path)
             _write(file, _parquet_batches(file.path, parquet, columns), columns, writer)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file.path} is not a complete parquet file ({one_line(error)}): fetch it again") from error
@@ -107,7 +107,7 @@ def _header(file: FileInfo) -> tuple[list[str], str]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{file.path} has two columns '{twice}': rename one")
-    if len(names) > 1 and all(map(_is_number, names)) and not _counts(names):
+    if len(names) > 1 and all(map(is_number, names)) and not _counts(names):
         raise DataError(f"{file.path} begins with numbers ({names[0]}, {names[1]}, ...): add a line of column names")
     return names, separator
 
@@ -177,14 +177,6 @@ def _looks_like_numbers(column: pa.ChunkedArray) -> bool:
     """Whether some cell is a number, or there is none at all: single cells that are none are faults of their rows."""
     values, _ = numbers_of_column(column)
     return column.null_count == len(column) or bool((~np.isnan(values)).any())
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _counts(names: list[str]) -> bool:

@@ -64,13 +64,24 @@ def numbers_of(text: str, separator: str | None = ",") -> np.ndarray:
     try:
         return np.array([np.nan if cell.strip() == "?" else float(cell) for cell in cells])
     except ValueError:
-        place = next(place for place, cell in enumerate(cells) if not _is_number(cell))
+        place = next(place for place, cell in enumerate(cells) if not is_number(cell))
         raise NotNumbersError(f"value {place + 1} is '{shown(cells[place].strip())}'") from None
 
 
 def utf8_stream(stored: BinaryIO) -> BinaryIO:
     """The same bytes, but for those that are no UTF-8, which become ``BROKEN``."""
     return cast(BinaryIO, io.BufferedReader(_Mended(stored), _READ))
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell of text is a number, or stands for a missing one."""
+    if cell.strip() == "?":
+        return True
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def one_line(error: BaseException) -> str:
@@ -106,13 +117,3 @@ class _Mended(io.RawIOBase):
         buffer[:count] = self._pending[:count]
         self._pending = self._pending[count:]
         return count
-
-
-def _is_number(cell: str) -> bool:
-    if cell.strip() == "?":
-        return True
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

@@ -134,11 +134,16 @@ def test_text_is_converted_once_per_version_of_a_file(tmp_path, monkeypatch):
         assert len(opened(path)) == 2
     written(path, TS + "1,2:3,4:a\n")
     assert len(opened(path)) == 3
-    source = opened(path)
-    shutil.rmtree(Path(os.environ["FLAME_CACHE"]) / "series")
-    with pytest.raises(DataError, match="cannot be mapped .*: start again"):
-        source.read([0])
-    assert len(opened(path)) == 3
+
+
+def test_a_cache_that_is_gone_is_named_and_made_anew(tmp_path):
+    for text in (TS, TS + "1:a\n"):
+        path = written(tmp_path / "a.ts", text)
+        source = opened(path)
+        shutil.rmtree(Path(os.environ["FLAME_CACHE"]) / "series")
+        with pytest.raises(DataError, match="cannot be read .*: start again"):
+            source.read([0])
+        assert len(opened(path)) == len(source)
 
 
 def test_splits_of_a_folder_are_not_taken_for_changes(archive, caplog):
