@@ -119,10 +119,9 @@ def _read_row(line: bytes, number: int, layout: _Layout, writer: SeriesWriter) -
     label: str | None = None
     if layout.label is not None:
         attribute = layout.attributes[layout.label]
-        label = _plain(cells.pop(layout.label))
-        if label in ("", "?"):
-            return writer.fault("no label", "", number)
-        if attribute.classes and label not in attribute.classes:
+        name = _plain(cells.pop(layout.label))
+        label = None if name in ("", "?") else name
+        if label and attribute.classes and label not in attribute.classes:
             return writer.fault("unknown class", f"'{shown(label)}' is not among those of '{attribute.name}'", number)
     try:
         channels = [numbers_of(channel) for channel in _channels(cells, layout.is_relational)]

@@ -32,10 +32,17 @@ class ArrayFile(NamedTuple):
         return self.shape[1:] + (self.dtype[self.field].shape if self.field else ())
 
     def open(self) -> np.ndarray:
-        """Maps it into memory."""
+        """Maps it into memory.
+
+        Raises:
+            DataError: The file is not there any more.
+        """
         if not int(np.prod(self.shape)):
             return np.empty(self.shape, self.dtype)
-        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)
+        try:
+            mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)
+        except (OSError, ValueError) as error:
+            raise _lost(self.path, error) from error
         # A plain array: indexing a memmap costs ten times as much.
         plain = mapped.view(np.ndarray)
         return plain[self.field] if self.field else plain
@@ -175,4 +182,13 @@ class ArrayPart:
 
     @functools.cached_property
     def _faults(self) -> dict[str, list[str]]:
-        return json.loads(self._faults_file.read_bytes()) if self._faults_file else {}
+        if self._faults_file is None:
+            return {}
+        try:
+            return json.loads(self._faults_file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise _lost(str(self._faults_file), error) from error
+
+
+def _lost(path: str, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read ({error}): start again, and leave the cache alone")

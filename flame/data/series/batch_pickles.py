@@ -6,11 +6,7 @@ from typing import Any
 
 import numpy as np
 
-PICKLE_FAULTS = (
-    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
-    *(MemoryError, OverflowError, UnicodeError, ImportError),
-)
-"""What unpickling a damaged file, or one of something else, raises."""
+from flame.data.series.text_lines import one_line
 
 _PIXELS = 3072
 _RECONSTRUCT = np.empty(1).__reduce__()[0]
@@ -22,6 +18,10 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): codecs.encode,
 }
 """The only things that a pickle may name: what arrays, bytes and numbers are made of."""
+
+
+class NoBatchError(ValueError):
+    """A file that is no batch, a damaged one, or one that wants to run code."""
 
 
 class _BatchUnpickler(pickle.Unpickler):
@@ -42,9 +42,15 @@ def load_batch(stored: Any) -> tuple[np.ndarray, np.ndarray]:
         Pixels, uint8 ``[images, 3072]`` plane by plane, and labels, uint8 ``[images]``.
 
     Raises:
-        PICKLE_FAULTS: It is damaged, holds something else, or wants to run code.
+        NoBatchError: It is damaged, holds something else, or wants to run code.
     """
-    batch = _BatchUnpickler(stored, encoding="bytes").load()
+    try:
+        return _pixels_and_labels(_BatchUnpickler(stored, encoding="bytes").load())
+    except Exception as error:  # a damaged pickle raises anything
+        raise NoBatchError(one_line(error)) from error
+
+
+def _pixels_and_labels(batch: Any) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(batch, dict):
         raise ValueError(f"it holds {type(batch).__name__}, not a dict")
     named = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}

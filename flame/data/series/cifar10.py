@@ -14,7 +14,7 @@ import numpy as np
 
 from flame.config.corpora import Source
 from flame.data.series.arrays import ArrayFile, ArrayPart
-from flame.data.series.batch_pickles import PICKLE_FAULTS, load_batch
+from flame.data.series.batch_pickles import NoBatchError, load_batch
 from flame.data.series.converted import cache_path
 from flame.data.series.files import info_of
 from flame.data.series.images import ImageView, image_view
@@ -134,7 +134,7 @@ def _to_records(where: str, stored: BinaryIO | object, write: Callable[[bytes], 
     """Writes a pickled batch as records."""
     try:
         pixels, labels = load_batch(stored)
-    except PICKLE_FAULTS as error:
+    except NoBatchError as error:
         raise DataError(f"{where} is no batch of CIFAR-10, or damaged ({error}): fetch it again") from error
     records = np.empty(len(labels), _RECORD)
     records["label"], records["pixels"] = labels, pixels.reshape(-1, 3, 32, 32)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +11,16 @@ import numpy as np
 
 from flame.data.series.arrays import ArrayFile, ArrayPart
 from flame.data.series.labels import NO_LABELS, LabelSummary, summarize
+from flame.data.series.text_lines import one_line
 from flame.data.sources.storage import FileInfo, check_unchanged
 from flame.errors import DataError
 from flame.tokenizer.cache import build_once, cache_folder
 
 _VERSION = 1  # of what readers make of files: higher when they are changed
 _BUFFER = 1 << 20
+_WORTH_TELLING = 1 << 26  # bytes; smaller files take seconds
+
+logger = logging.getLogger(__name__)
 
 
 class SeriesWriter:
@@ -103,6 +108,8 @@ def converted(file: FileInfo, how: str, read: Callable[[FileInfo, SeriesWriter],
     """
 
     def build(draft: Path) -> None:
+        if file.size >= _WORTH_TELLING:
+            logger.info("converting %s into the cache, once", file.path)
         read(file, SeriesWriter(draft))
         check_unchanged(file, os.stat(file.path))
 
@@ -160,7 +167,9 @@ def array_at(file, path: str, known_as: str) -> ArrayFile:
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = reader(file)
     except ValueError as error:
-        raise DataError(f"{known_as} is no array of numpy ({error}): save it anew with numpy.savez") from error
+        raise DataError(
+            f"{known_as} is no array of numpy ({one_line(error)}): save it anew with numpy.savez"
+        ) from error
     if dtype.hasobject:
         raise DataError(
             f"{known_as} holds Python objects, which are never unpickled: save all steps as one array 'values' "

@@ -14,11 +14,12 @@ from flame.config.corpora import Source
 from flame.data.series.arrays import ArrayFile, ArrayPart
 from flame.data.series.converted import array_at, cache_path, npy_file
 from flame.data.series.labels import NO_LABELS, LabelSummary, summarize, summarize_numbers
+from flame.data.series.text_lines import one_line
 from flame.data.sources.storage import FileInfo, once_per_version
 from flame.errors import DataError, closest
 from flame.tokenizer.cache import build_once
 
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 
 
 class _Names(NamedTuple):
@@ -51,7 +52,8 @@ def open_npz(file: FileInfo, config: Source) -> ArrayPart:
     except _DAMAGE as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{file.path} is not a complete .npz file ({error}): fetch it or save it again") from error
+        said = one_line(error)
+        raise DataError(f"{file.path} is not a complete .npz file ({said}): fetch it or save it again") from error
     values = _checked_values(file.path, names, found)
     count = found[names.lengths].shape[0] if names.lengths else values.shape[0]
     summary, labels = _labels(file, names.labels, found[names.labels], count) if names.labels else (NO_LABELS, None)

@@ -45,11 +45,12 @@ _USED = {
 _READERS = {"ts": read_ts, "arff": read_arff, UCR: read_ucr}
 
 
-def open_series(config: Source) -> SeriesSource:
+def open_series(config: Source, needs_labels: bool = True) -> SeriesSource:
     """Opens a source of series, so that what is wrong with it as a whole comes out before training.
 
     Args:
         config: What the job says about the source.
+        needs_labels: Whether a series without a label, where others have one, is a bad row; else its label is None.
 
     Returns:
         Its series; see ``SeriesSource``.
@@ -63,7 +64,7 @@ def open_series(config: Source) -> SeriesSource:
     check_series_format(config.format)
     if config.streaming:
         raise DataError(f"'{config.path}': series are read from this machine: set streaming = false")
-    return SeriesSource(config.path, _parts(config))
+    return SeriesSource(config.path, _parts(config), needs_labels)
 
 
 def _parts(config: Source) -> Sequence[SeriesPart]:

@@ -58,12 +58,13 @@ class SeriesSource(NearDocuments):
     Args:
         name: What messages call this source.
         parts: What it consists of, at least one with a series.
+        needs_labels: Whether a series without a label, where others have one, is a bad row; else its label is None.
 
     Raises:
         DataError: The parts differ in channels or in the kind of their labels, or hold no series.
     """
 
-    def __init__(self, name: str, parts: Sequence[SeriesPart]):
+    def __init__(self, name: str, parts: Sequence[SeriesPart], needs_labels: bool = True):
         self.name = name
         self._parts = [part for part in parts if len(part)]
         if not self._parts:
@@ -76,6 +77,9 @@ class SeriesSource(NearDocuments):
         """Names of the classes, sorted (numbers as numbers); None if there are no labels, or they are real numbers."""
         self.labelled = self._parts[0].summary.kind != "none"
         """Whether the series have labels at all."""
+        self._needs_labels = needs_labels
+        if needs_labels and self.classes == []:
+            raise DataError(f"not one of the {len(self):,} series of '{name}' has a label: check label_column")
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
@@ -141,7 +145,7 @@ class SeriesSource(NearDocuments):
         elif self.targets is not None:
             target = float(self.targets[index])
             label = None if not np.isfinite(target) else target
-        if label is None and self.labelled:
+        if label is None and self.labelled and self._needs_labels:
             return BadRow("no label", where)
         return {VALUES: values, LABEL: label}
 

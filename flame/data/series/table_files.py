@@ -24,6 +24,7 @@ from flame.data.series.tables import (
     is_number_type,
     numbers_of_column,
 )
+from flame.data.series.text_lines import is_number, one_line, utf8_stream
 from flame.data.sources.storage import FileInfo
 from flame.errors import DataError
 
@@ -51,8 +52,8 @@ def read_csv(file: FileInfo, writer: SeriesWriter, wanted: Wanted) -> None:
         held.append(first)
         first = next(batches, None)
     table = first.table if first is not None else pa.table({name: pa.array([], pa.string()) for name in names})
-    is_number = [_looks_like_numbers(table.column(place)) for place in range(len(names))]
-    columns = choose_columns(table.schema, is_number, wanted, file.path)
+    numeric = [_looks_like_numbers(table.column(place)) for place in range(len(names))]
+    columns = choose_columns(table.schema, numeric, wanted, file.path)
     if first is not None:
         held.append(first)
     _write(file, _chain(held, batches), columns, writer)
@@ -72,11 +73,11 @@ def read_parquet(file: FileInfo, writer: SeriesWriter, wanted: Wanted) -> None:
     try:
         with pq.ParquetFile(file.path) as parquet:
             schema = parquet.schema_arrow
-            is_number = [is_number_type(field.type) for field in schema]
-            columns = choose_columns(schema, is_number, wanted, file.path)
+            numeric = [is_number_type(field.type) for field in schema]
+            columns = choose_columns(schema, numeric, wanted, file.path)
             _write(file, _parquet_batches(file.path, parquet, columns), columns, writer)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file.path} is not a complete parquet file ({_first_line(error)}): fetch it again") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file.path} is not a complete parquet file ({one_line(error)}): fetch it again") from error
 
 
 def _write(file: FileInfo, batches: Iterator[Batch | BadLine], columns: Columns, writer: SeriesWriter) -> None:
@@ -96,14 +97,17 @@ def _header(file: FileInfo) -> tuple[list[str], str]:
     except DAMAGE as error:
         raise DataError(f"{file.path} cannot be decompressed ({error}): fetch it again") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file.path} cannot be read as text ({error}): save it as csv in UTF-8") from error
+        raise DataError(f"{file.path} cannot be read as text ({one_line(error)}): save it as csv in UTF-8") from error
     separator = max(_SEPARATORS, key=line.count)
     if ".tsv" in PurePath(file.path).suffixes:
         separator = "\t"
     names = next(csv.reader([line], delimiter=separator), [])
     if not any(names):
         raise DataError(f"{file.path} begins with an empty line: its first line should name the columns")
-    if len(names) > 1 and all(map(_is_number, names)) and not _counts(names):
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{file.path} has two columns '{twice}': rename one")
+    if len(names) > 1 and all(map(is_number, names)) and not _counts(names):
         raise DataError(f"{file.path} begins with numbers ({names[0]}, {names[1]}, ...): add a line of column names")
     return names, separator
 
@@ -115,7 +119,7 @@ def _csv_batches(file: FileInfo, names: list[str], separator: str) -> Iterator[B
     try:
         with open(file.path, "rb") as stored:
             reader = pa_csv.open_csv(
-                decompressed(file.path, stored),
+                utf8_stream(decompressed(file.path, stored)),
                 pa_csv.ReadOptions(use_threads=False, block_size=_BLOCK, column_names=names, skip_rows=1),
                 pa_csv.ParseOptions(delimiter=separator, invalid_row_handler=functools.partial(_note_bad_row, bad)),
                 pa_csv.ConvertOptions(
@@ -142,7 +146,7 @@ def _csv_batches(file: FileInfo, names: list[str], separator: str) -> Iterator[B
         if number == 1 and "Empty CSV" in str(error):
             return
         raise DataError(
-            f"{file.path} cannot be read after row {number - 1} ({_first_line(error)}): mend the file"
+            f"{file.path} cannot be read after row {number - 1} ({one_line(error)}): mend the file"
         ) from error
 
 
@@ -160,7 +164,7 @@ def _parquet_batches(path: str, parquet: pq.ParquetFile, columns: Columns) -> It
                 first += len(batch)
         except (pa.ArrowException, OSError) as error:
             raise DataError(
-                f"{path}, row group {group + 1}: cannot be loaded ({_first_line(error)}): fetch the file again"
+                f"{path}, row group {group + 1}: cannot be loaded ({one_line(error)}): fetch the file again"
             ) from error
 
 
@@ -175,20 +179,8 @@ def _looks_like_numbers(column: pa.ChunkedArray) -> bool:
     return column.null_count == len(column) or bool((~np.isnan(values)).any())
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _counts(names: list[str]) -> bool:
     """Whether names are the numbers of steps."""
     return all(name.isdecimal() for name in names) and [int(name) - int(names[0]) for name in names] == [
         *range(len(names))
     ]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

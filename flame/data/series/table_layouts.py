@@ -60,11 +60,11 @@ def write_long(file: FileInfo, batches: Iterator[Batch | BadLine], columns: Colu
     for batch in batches:
         if isinstance(batch, BadLine):
             raise DataError(f"{file.path}, row {batch.row} has {batch.detail}: mend the file")
-        held.append(batch)
+        held.append(batch._replace(table=batch.table.select(columns.needed)))
     if not held:
         return
     rows = np.concatenate([batch.rows for batch in held])
-    table = pa.concat_tables([batch.table.select(columns.needed) for batch in held])
+    table = pa.concat_tables([batch.table for batch in held])
     ids = table.column(columns.series).combine_chunks()
     if ids.null_count:
         first = int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0])

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from flame.config.corpora import Source
 from flame.data.series.labels import MISSING, USUAL_LABELS
-from flame.data.series.text_lines import shown
+from flame.data.series.text_lines import BROKEN, shown
 from flame.errors import DataError, closest
 
 logger = logging.getLogger(__name__)
@@ -90,9 +90,6 @@ def choose_columns(schema: pa.Schema, is_number: Sequence[bool], wanted: Wanted,
         DataError: One does not exist or does not hold numbers, or there are no values.
     """
     names = schema.names
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{where} has two columns '{twice}': rename one")
     keys = {"label_column": [wanted.label], "series_column": [wanted.series], "time_column": [wanted.time]}
     for key, asked in {**keys, "value_columns": wanted.values}.items():
         for name in asked:
@@ -161,14 +158,14 @@ def numbers_of_columns(table: pa.Table, names: Sequence[str]) -> tuple[np.ndarra
 
 
 def labels_of_column(column: pa.ChunkedArray) -> list[str | float | None]:
-    """The cells of a label column: strings, numbers, None where missing."""
+    """The cells of a label column: strings, numbers, None where missing or no text."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
     cells = column.to_pylist()
     texts = [cell.strip() if isinstance(cell, str) else cell for cell in cells]
-    return [None if isinstance(cell, str) and cell in MISSING else _label(cell) for cell in texts]
+    return [None if isinstance(cell, str) and (cell in MISSING or BROKEN in cell) else _label(cell) for cell in texts]
 
 
 def is_number_type(kind: pa.DataType) -> bool:

@@ -92,10 +92,10 @@ def _read_series(line: bytes, number: int, header: _Header, writer: SeriesWriter
         name = pieces.pop().strip()
         if not pieces:
             return writer.fault("no label", "no ':' on the line", number)
-        if name in ("", "?"):
-            return writer.fault("no label", "", number)
-        label = name
-        if header.labels == "targets":
+        label = None if name in ("", "?") else name
+        if label is None:
+            pass
+        elif header.labels == "targets":
             try:
                 label = float(name)
             except ValueError:

@@ -38,15 +38,13 @@ def read_ucr(file: FileInfo, writer: SeriesWriter) -> None:
         if not len(writer):
             separator = next((sign for sign in "\t," if sign in text), None)
         label, _, rest = text.replace("\t", " ").partition(" ") if separator is None else text.partition(separator)
-        if label.strip() in MISSING:
-            writer.fault("no label", "", number)
-            continue
         try:
             values = numbers_of(rest, separator)
         except NotNumbersError as error:
             writer.fault("not a number", str(error), number)
             continue
-        writer.add(without_tail(values)[:, None], label.strip(), number)
+        known = None if label.strip() in MISSING else label.strip()
+        writer.add(without_tail(values)[:, None], known, number)
     writer.finish("found")
 
 

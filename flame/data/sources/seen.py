@@ -22,7 +22,9 @@ def note_changes(config: SourceConfig, files: Sequence[FileInfo]) -> None:
         DataError: The cache cannot be written.
     """
     name = "/".join([os.path.abspath(config.path) if "://" not in config.path else config.path, config.data_dir])
-    key = hashlib.blake2b("\n".join([name, *config.data_files]).encode(), digest_size=16).hexdigest()
+    key = hashlib.blake2b(
+        "\n".join([name, config.split, config.format, *config.data_files]).encode(), digest_size=16
+    ).hexdigest()
     record = cache_folder() / "seen" / f"{key}.json"
     now = {file.path: [file.size, file.stamp] for file in files}
     try:

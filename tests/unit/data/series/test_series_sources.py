@@ -1,9 +1,12 @@
 """What all sources of series have in common: files and splits, keys, workers, changed files."""
 
+import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -11,6 +14,8 @@ import pytest
 from PIL import Image
 from series_stand_ins import TS, faults, good, labels_of, opened, series_of, written
 
+from flame.config import Source
+from flame.data.series.open import open_series
 from flame.errors import DataError
 
 
@@ -131,6 +136,25 @@ def test_text_is_converted_once_per_version_of_a_file(tmp_path, monkeypatch):
     assert len(opened(path)) == 3
 
 
+def test_a_cache_that_is_gone_is_named_and_made_anew(tmp_path):
+    for text in (TS, TS + "1:a\n"):
+        path = written(tmp_path / "a.ts", text)
+        source = opened(path)
+        shutil.rmtree(Path(os.environ["FLAME_CACHE"]) / "series")
+        with pytest.raises(DataError, match="cannot be read .*: start again"):
+            source.read([0])
+        assert len(opened(path)) == len(source)
+
+
+def test_splits_of_a_folder_are_not_taken_for_changes(archive, caplog):
+    opened(archive)
+    opened(archive, split="test")
+    opened(archive, format="arff")
+    assert not caplog.text
+    written(archive / "Two_TRAIN.ts", "@classLabel true a b\n@data\n1,2,3:b\n")
+    assert labels_of(opened(archive)) == ["b"] and "Two_TRAIN.ts changed since" in caplog.text
+
+
 def test_a_file_that_changed_or_is_gone_since_it_was_opened_is_an_error(tmp_path):
     np.savez(tmp_path / "a.npz", X=np.zeros((2, 3)), y=[0, 1])
     for path in (written(tmp_path / "a.ts", TS), tmp_path / "a.npz"):
@@ -150,6 +174,30 @@ def test_order_and_repetition_of_indices_are_kept(tmp_path):
     records = good(opened(tmp_path), [3, 0, 3, 1])
     assert [record["values"][0, 0] for record in records] == [11, 0, 11, 1]
     assert opened(tmp_path).read([]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.ts", "@classLabel true a b\n@data\n1,2:?\n1,2:b\n"),
+        ("a.ts", "@targetLabel true\n@data\n1,2:?\n1,2:0.5\n"),
+        ("a.arff", "@attribute t numeric\n@attribute y {a,b}\n@data\n7,?\n8,b\n"),
+        ("a.csv", "t,y\n1,\n2,b\n"),
+        ("X_TEST.tsv", "NaN\t2\n3\t2\n"),
+    ],
+)
+def test_series_without_a_label_are_bad_rows_unless_none_is_needed(tmp_path, name, text):
+    path = written(tmp_path / name, text)
+    assert len(faults(opened(path))) == 1 and faults(opened(path))[0].endswith(": no label")
+    records = good(open_series(Source(str(path)), needs_labels=False))
+    assert records[0]["label"] is None and records[1]["label"] in ("b", "3", 0.5)
+
+
+def test_a_source_without_any_label_is_refused_where_they_are_needed(tmp_path):
+    path = written(tmp_path / "a.csv", "t,y\n1,\n2,\n")
+    with pytest.raises(DataError, match="not one of the 2 series .* has a label"):
+        opened(path)
+    assert [record["label"] for record in good(open_series(Source(str(path)), needs_labels=False))] == [None, None]
 
 
 def saved(path, features=None, **columns):

@@ -88,6 +88,16 @@ def test_faulty_rows_of_csv_are_bad_rows(tmp_path):
     assert source.lengths(np.arange(len(source))).tolist() == [3, 3, 2, 0, 0, 3, 0, 0, 3]
 
 
+def test_bytes_of_csv_that_are_no_text_are_faults_of_their_rows(tmp_path):
+    path = written(tmp_path / "a.csv", WIDE)
+    path.write_bytes(path.read_bytes() + b"1,\xff,3,a\n1,2,3,\xe2\x82\n\xff\n1,2,3,a\n")
+    assert faults(opened(path)) == [
+        "a.csv, row 4: not a number ('t1' is '\ufffd')",
+        "a.csv, row 5: no label",
+        "a.csv, row 6: other number of columns (1 cells, not 4)",
+    ]
+
+
 def test_rows_of_a_long_table_are_steps_in_the_order_of_time(tmp_path):
     source = opened(written(tmp_path / "a.csv", LONG), series_column="id", time_column="when")
     assert source.channels == 2 and labels_of(source) == ["up", "down"]
