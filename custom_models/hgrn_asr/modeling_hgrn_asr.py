@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from .configuration_hgrn_asr import HgrnAsrConfig
-from .modeling_hgrn_encoder import HgrnEncoder, make_encoder, pad_mask
+from .modeling_hgrn_encoder import HgrnEncoder, layers_to_keep_whole, make_encoder, pad_mask
 
 
 class Subsampling(nn.Module):
@@ -55,7 +55,6 @@ class HgrnAsrPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_features"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["HgrnBlock"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -79,6 +78,7 @@ class HgrnAsrModel(HgrnAsrPreTrainedModel):
         super().__init__(config)
         self.subsampling = Subsampling(config)
         self.encoder = make_encoder(config)
+        self._no_split_modules = layers_to_keep_whole(self.encoder)
         self.post_init()
 
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs) -> BaseModelOutput:

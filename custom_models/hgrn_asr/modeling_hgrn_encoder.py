@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
 def scan(x: Tensor, forget: Tensor) -> Tensor:
@@ -223,7 +224,7 @@ def backbone_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """
     values = copy.deepcopy(config.backbone)
     model_type = values.pop("model_type", "")
-    if model_type not in AutoConfig_types() and importlib.util.find_spec("fla") is not None:
+    if model_type not in CONFIG_MAPPING and importlib.util.find_spec("fla") is not None:
         importlib.import_module("fla.models")  # makes its families known
     try:
         inner = AutoConfig.for_model(model_type, **values)
@@ -234,16 +235,16 @@ def backbone_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return inner
 
 
-def AutoConfig_types() -> set[str]:
-    """The model types that are known now."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    return set(CONFIG_MAPPING.keys())
-
-
 def make_encoder(config: PreTrainedConfig) -> HgrnEncoder | BackboneEncoder:
     """The encoder that a config asks for: HGRN, or the backbone it names."""
     return BackboneEncoder(config) if config.backbone else HgrnEncoder(config)
+
+
+def layers_to_keep_whole(encoder: HgrnEncoder | BackboneEncoder) -> list[str]:
+    """The classes of an encoder's layers, which must not be split over devices."""
+    if isinstance(encoder, HgrnEncoder):
+        return [HgrnBlock.__name__]
+    return list(encoder.forwards._no_split_modules or [])
 
 
 def pad_mask(attention_mask: Tensor | None) -> Tensor | None:

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 from .configuration_hgrn_timeseries import HgrnTimeseriesConfig
-from .modeling_hgrn_encoder import HgrnEncoder, make_encoder, pad_mask
+from .modeling_hgrn_encoder import HgrnEncoder, layers_to_keep_whole, make_encoder, pad_mask
 
 
 class SeriesEmbedding(nn.Module):
@@ -64,7 +64,6 @@ class HgrnTimeseriesPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["HgrnBlock"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -84,6 +83,7 @@ class HgrnTimeseriesModel(HgrnTimeseriesPreTrainedModel):
         super().__init__(config)
         self.embedding = SeriesEmbedding(config)
         self.encoder = make_encoder(config)
+        self._no_split_modules = layers_to_keep_whole(self.encoder)
         self.post_init()
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **kwargs) -> BaseModelOutput:
