@@ -1,17 +1,18 @@
 """Every change flame makes to code it does not own, each with the line it mends and when it can go.
 
 Import this module before the first import of torchtitan: torchtitan binds its device when it is imported.
-Checked against torchtitan 0.2.2 and torch 2.11 to 2.13.
+Checked against torchtitan 0.2.2, torch 2.11 to 2.13, transformers 5.23 and 5.24, flash-linear-attention 0.6.
 """
 
 import os
 import platform
 import resource
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from functools import cache
+from functools import cache, wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -186,6 +187,35 @@ def prefer_torch_without_triton() -> None:
         hub_kernels.use_kernel_func_from_hub_with_fallback = lambda name, package, internal_path=None: decorate(
             name, f"{package}_needs_an_accelerator", internal_path
         )
+
+
+@cache
+def hand_fla_its_cache() -> None:
+    """Gives fla's models the cache that ``generate`` keeps: transformers 5.24 calls it ``cache``, which fla 0.6 takes
+    for an option of no meaning (fla/models/generation_utils.py:42), so that every new token was read as the first one.
+
+    Can go once flash-linear-attention asks for transformers 5.24.
+    """
+    # Late, as above.
+    from fla.models import generation_utils, yoco
+
+    for owner in (generation_utils.FLAGenerationMixin, yoco.YOCOForCausalLM):
+        owner.prepare_inputs_for_generation = _under_its_old_name(owner.prepare_inputs_for_generation)
+
+
+def _under_its_old_name(prepare: Any) -> Any:
+    @wraps(prepare)
+    def prepared(self: Any, *args: Any, cache: Any = None, **kwargs: Any) -> dict[str, Any]:
+        if cache is not None:
+            kwargs["past_key_values"] = cache
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`past_key_values` is deprecated", category=FutureWarning)
+            inputs = prepare(self, *args, **kwargs)
+        if "cache" in inputs:
+            inputs["past_key_values"] = inputs.pop("cache")
+        return inputs
+
+    return prepared
 
 
 def use_checkpoint_manager(manager: type) -> None:
