@@ -189,21 +189,17 @@ def prefer_torch_without_triton() -> None:
         )
 
 
-@cache
-def hand_fla_its_cache() -> None:
-    """Gives fla's models the cache that ``generate`` keeps: transformers 5.24 calls it ``cache``, which fla 0.6 takes
-    for an option of no meaning (fla/models/generation_utils.py:42), so that every new token was read as the first one.
+def hand_over_cache(owner: Any) -> None:
+    """Gives models of a class the cache that ``generate`` keeps under the name they know, ``past_key_values``:
+    transformers/generation/utils.py:706 calls it ``cache`` since 5.24, which they take for an option of no meaning, so
+    that every new token is read as if it were the first.
 
-    Can go once flash-linear-attention asks for transformers 5.24.
+    Can go once no family is written for transformers 5.23.
     """
-    # Late, as above.
-    from fla.models import generation_utils, yoco
+    prepare = owner.prepare_inputs_for_generation
+    if hasattr(prepare, "hands_over"):
+        return
 
-    for owner in (generation_utils.FLAGenerationMixin, yoco.YOCOForCausalLM):
-        owner.prepare_inputs_for_generation = _under_its_old_name(owner.prepare_inputs_for_generation)
-
-
-def _under_its_old_name(prepare: Any) -> Any:
     @wraps(prepare)
     def prepared(self: Any, *args: Any, cache: Any = None, **kwargs: Any) -> dict[str, Any]:
         if cache is not None:
@@ -215,7 +211,17 @@ def _under_its_old_name(prepare: Any) -> Any:
             inputs["past_key_values"] = inputs.pop("cache")
         return inputs
 
-    return prepared
+    prepared.hands_over = True  # type: ignore[attr-defined]
+    owner.prepare_inputs_for_generation = prepared
+
+
+def hand_fla_its_cache() -> None:
+    """Does so for all of fla, whose 0.6 is written for 5.23 (fla/models/generation_utils.py:42)."""
+    # Late: fla takes seconds to import.
+    from fla.models import generation_utils, yoco
+
+    hand_over_cache(generation_utils.FLAGenerationMixin)
+    hand_over_cache(yoco.YOCOForCausalLM)
 
 
 def use_checkpoint_manager(manager: type) -> None:
