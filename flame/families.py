@@ -6,7 +6,7 @@ flame families [--json] [--all]
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -171,14 +171,17 @@ def _fla_plugin(model_type: str) -> ModelPlugin:
     return ModelPlugin(model_type, needs_triton=needs_triton, decodes_with_cache=cached, origin="fla")
 
 
-def _table(members: Iterable[Family]) -> list[str]:
+def _table(members: Sequence[Family]) -> list[str]:
     """A line for each family, and the reasons its marks refer to."""
     reasons: dict[str, int] = {}
-    lines = [f"  {'family':<26}{'objective':<18}{'heads':<12}{''.join(f'{name:<7}' for name in COLUMNS)}cache"]
+    width = max(len(", ".join(family.tasks)) for family in members) + 2
+    columns = "".join(f"{name:<7}" for name in COLUMNS)
+    lines = [f"  {'family':<26}{'objective':<18}{'task.name':<{width}}{'heads':<12}{columns}cache"]
     for family in members:
         marks = ["" if family.note else _mark(family.supports[what], reasons) for what in COLUMNS.values()]
         cache = "yes" if family.decodes_with_cache else "no"
-        line = f"  {family.model_type:<26}{family.objective:<18}{', '.join(family.heads):<12}"
+        line = f"  {family.model_type:<26}{family.objective:<18}{', '.join(family.tasks):<{width}}"
+        line += f"{', '.join(family.heads):<12}"
         lines.append(f"{line}{''.join(f'{mark:<7}' for mark in marks)}{cache:<7}{family.note}".rstrip())
     return lines + [f"  {number}: {reason}" for reason, number in reasons.items()]
 

@@ -102,6 +102,8 @@ def test_the_list_for_people_is_short_unless_all_is_asked_for(capsys: pytest.Cap
     assert "transformers:" in short and "\n  bloom" not in short
     assert "\n  bloom" in full
     assert "\n  gla" in short and "\n  llama" in short  # which has named shapes
+    llada = next(line for line in short.splitlines() if line.startswith("  llada"))
+    assert llada.split()[1:4] == ["masked_diffusion", "masked_diffusion", "causal_lm"]  # objective, task, head
 
 
 def test_a_word_it_does_not_know_is_an_error() -> None:
