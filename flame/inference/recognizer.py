@@ -165,5 +165,9 @@ def load_recognizer(
     tokenizer: Any = load_part(AutoTokenizer, name, trust_remote_code)
     features = load_part(AutoFeatureExtractor, name, trust_remote_code)
     return Recognizer(
-        model.float().to(place).eval(), features, pieces_of(tokenizer), int(model.config.pad_token_id), **options
+        model.float().to(place).eval(),
+        features,
+        pieces_of(tokenizer, model.config.vocab_size),
+        int(model.config.pad_token_id),
+        **options,
     )

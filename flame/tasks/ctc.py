@@ -140,7 +140,7 @@ class CTC(Task):
             raise ConfigError("the tokenizer has no padding token, which CTC takes for its blank: make it with one")
         if config.data.too_long == "cut":
             raise ConfigError("data.too_long = 'cut': a cut recording no longer fits its transcript; set it to 'skip'.")
-        self._pieces = pieces_of(tokenizer)
+        self._pieces: list[str] = []
         self._beam = self._beam_options()
         self._inputs_name = "input_features"
         self._output_steps = np.empty(0, np.int64)
@@ -153,6 +153,7 @@ class CTC(Task):
     def extend(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
         """Learns how many steps the model makes of frames, and the statistics of features where they are global."""
         self._inputs_name = model_class.main_input_name
+        self._pieces = pieces_of(self.tokenizer, config.vocab_size)
         frames = torch.arange(self.config.training.seq_len + 1)
         # The method asks for nothing but the config.
         steps = model_class._get_feat_extract_output_lengths(SimpleNamespace(config=config), frames)  # type: ignore[attr-defined]

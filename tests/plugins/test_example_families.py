@@ -1,8 +1,10 @@
 """What every family keeps that reads recordings or series; one in ``custom_models/`` is tested by being there."""
 
 import os
+import pickle
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from transformers import AutoFeatureExtractor, PreTrainedConfig
 
 from flame.checkpoint.hf_export import export_hf
 from flame.config import JobConfig
-from flame.data.batch import Batch
+from flame.data.batch import Batch, rows_of
+from flame.losses import IGNORE_INDEX
 from flame.models.build import build_model, model_class, plain_model
 from flame.models.config import load_config, tiny_config
 from flame.parallel.layout import Layout
@@ -23,6 +26,7 @@ from flame.plugin import ModelPlugin, custom_families, load_plugin, load_task, t
 from flame.spec import Job, write_assets
 from flame.tasks.base import Task
 from flame.tokenizer.characters import character_tokenizer
+from tests.runs import ROOT
 
 FAMILIES = [name for name in custom_families() if "causal_lm" not in load_plugin(name).auto_classes]
 BERT = {
@@ -185,6 +189,70 @@ def test_exported_folder_gives_the_same_without_flame(family, process_group, tmp
     torch.testing.assert_close(found, logits(model, inputs))
     for loaded in (AutoFeatureExtractor.from_pretrained(folder).to_dict(), features):
         assert loaded["feature_size"] == family.task.features.feature_size
+
+
+def scored(family: Member) -> Batch:
+    """A batch that the task has been made ready for; the transcripts are short enough for it."""
+    if family.head == "ctc":
+        family.task.extend(family.cls, family.config)
+    inputs, labels = family.batch(rows=4)
+    return inputs, labels[:, :4]
+
+
+def test_the_loss_is_a_finite_float32_sum_over_rows(family) -> None:
+    inputs, labels = scored(family)
+    labels[0] = IGNORE_INDEX
+    model = family.model().eval()
+    with torch.no_grad():
+        whole = family.task.loss_sum(model, inputs, labels)
+        parts = [family.task.loss_sum(model, *rows_of((inputs, labels), slice(row, row + 1))) for row in range(4)]
+    assert whole.dtype == torch.float32 and whole.shape == ()
+    assert parts[0] == 0
+    torch.testing.assert_close(whole, torch.stack(parts).sum())
+
+
+def test_rows_without_labels_count_nothing(family) -> None:
+    inputs, labels = scored(family)
+    blank = torch.full_like(labels, IGNORE_INDEX)
+    loss = family.task.loss_sum(model := family.model(), inputs, blank)
+    loss.backward()
+    assert loss.item() == 0
+    assert not any(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+    assert family.task.scored(inputs, blank) == 0 and family.task.positions(inputs, blank) == 0
+    assert family.task.scored(inputs, labels) > 0 and family.task.positions(inputs, labels) == 4 * 20
+
+
+def test_what_is_tallied_adds_up_over_rows_and_is_reported(family) -> None:
+    inputs, labels = scored(family)
+    model = family.model().eval()
+
+    def tallied(rows: slice) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            family.task.loss_sum(model, *rows_of((inputs, labels), rows))
+        return dict(family.task.tally())
+
+    whole, parts = tallied(slice(4)), [tallied(slice(row, row + 1)) for row in range(4)]
+    assert whole
+    for name, value in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts), value)
+    figures = family.task.report(1.0, 4.0, {**family.task.counts(labels), **whole})
+    assert figures and all(isinstance(value, float) or value.dim() == 0 for value in figures.values())
+
+
+def test_the_encoder_travels_to_worker_processes_without_models(family) -> None:
+    """Each of them would import torch else, and hold the models beside the feature extractor."""
+    program = (
+        "import sys, pickle; encoder = pickle.load(open(sys.argv[1], 'rb')); encoder.blank(); "
+        "encoder.features.features; assert not {'torch', 'datasets'} & set(sys.modules), 'too much is imported'"
+    )
+    if family.head == "ctc":
+        family.task.extend(family.cls, family.config)
+    with tempfile.NamedTemporaryFile() as file:
+        pickle.dump(family.task.encoder(), file)
+        file.flush()
+        command = [sys.executable, "-c", program, file.name]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
