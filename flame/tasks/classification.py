@@ -5,7 +5,7 @@ name = "classification"
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -130,6 +130,9 @@ class Classification(Task):
             kept = labels[:, 0] != IGNORE_INDEX
             self._tally = self._measured(outputs.logits[kept].float(), labels[kept, 0])
         return self.loss(outputs, labels, inputs)
+
+    def told(self, labels: Sequence[float]) -> str:
+        return " ".join(self.classes[int(label)] if self.classes else f"{label:g}" for label in labels)
 
     def tally(self) -> dict[str, torch.Tensor]:
         return self._tally

@@ -5,7 +5,7 @@ name = "ctc"
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,6 +178,9 @@ class CTC(Task):
         if not torch.is_grad_enabled():
             self._read(outputs.logits, labels, self._steps(inputs))
         return self.loss(outputs, labels, inputs)
+
+    def told(self, labels: Sequence[float]) -> str:
+        return "".join(self._pieces[int(label)] for label in labels)
 
     def tally(self) -> dict[str, torch.Tensor]:
         return self._tally
