@@ -7,13 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from example_jobs import ctc_job, recordings, series, series_job
+from example_jobs import ctc_job, series_job
 
 from flame.cli import main as flame
 from flame.data.inspect.examples.sketch import WIDTH, sketch
+from tests.examples import recordings, series
 from tests.runs import Materials
 
 Capture = pytest.CaptureFixture[str]
+
+
+def with_one_broken(folder: Path, count: int) -> Path:
+    """Recordings of which the last is none."""
+    recordings(folder, count)
+    (folder / f"{count - 1:02}.wav").write_bytes(b"no audio at all")
+    return folder
 
 
 def said(capsys: Capture, *words: str) -> str:
@@ -68,8 +76,8 @@ def test_a_series_is_shown_with_a_curve_for_every_channel(
 
 def test_recordings_are_counted_by_source(materials: Materials, tmp_path: Path, capsys: Capture) -> None:
     sources = [
-        {"path": str(recordings(tmp_path / "many", 12)), "weight": 3.0},
-        {"path": str(recordings(tmp_path / "few", 5))},
+        {"path": str(with_one_broken(tmp_path / "many", 12)), "weight": 3.0},
+        {"path": str(with_one_broken(tmp_path / "few", 5))},
     ]
     job = ctc_job(materials, tmp_path / "run", tmp_path, {"data.sources": sources, "task.speeds": [1.0]})
     report = tmp_path / "report"
