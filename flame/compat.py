@@ -1,17 +1,18 @@
 """Every change flame makes to code it does not own, each with the line it mends and when it can go.
 
 Import this module before the first import of torchtitan: torchtitan binds its device when it is imported.
-Checked against torchtitan 0.2.2 and torch 2.11 to 2.13.
+Checked against torchtitan 0.2.2, torch 2.11 to 2.13, transformers 5.23 and 5.24, flash-linear-attention 0.6.
 """
 
 import os
 import platform
 import resource
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from functools import cache
+from functools import cache, wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -186,6 +187,41 @@ def prefer_torch_without_triton() -> None:
         hub_kernels.use_kernel_func_from_hub_with_fallback = lambda name, package, internal_path=None: decorate(
             name, f"{package}_needs_an_accelerator", internal_path
         )
+
+
+def hand_over_cache(owner: Any) -> None:
+    """Gives models of a class the cache that ``generate`` keeps under the name they know, ``past_key_values``:
+    transformers/generation/utils.py:706 calls it ``cache`` since 5.24, which they take for an option of no meaning, so
+    that every new token is read as if it were the first.
+
+    Can go once no family is written for transformers 5.23.
+    """
+    prepare = owner.prepare_inputs_for_generation
+    if hasattr(prepare, "hands_over"):
+        return
+
+    @wraps(prepare)
+    def prepared(self: Any, *args: Any, cache: Any = None, **kwargs: Any) -> dict[str, Any]:
+        if cache is not None:
+            kwargs["past_key_values"] = cache
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`past_key_values` is deprecated", category=FutureWarning)
+            inputs = prepare(self, *args, **kwargs)
+        if "cache" in inputs:
+            inputs["past_key_values"] = inputs.pop("cache")
+        return inputs
+
+    prepared.hands_over = True  # type: ignore[attr-defined]
+    owner.prepare_inputs_for_generation = prepared
+
+
+def hand_fla_its_cache() -> None:
+    """Does so for all of fla, whose 0.6 is written for 5.23 (fla/models/generation_utils.py:42)."""
+    # Late: fla takes seconds to import.
+    from fla.models import generation_utils, yoco
+
+    hand_over_cache(generation_utils.FLAGenerationMixin)
+    hand_over_cache(yoco.YOCOForCausalLM)
 
 
 def use_checkpoint_manager(manager: type) -> None:

@@ -6,7 +6,7 @@ flame families [--json] [--all]
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -172,17 +172,18 @@ def _fla_plugin(model_type: str) -> ModelPlugin:
     return ModelPlugin(model_type, needs_triton=needs_triton, decodes_with_cache=cached, origin="fla")
 
 
-def _table(members: Iterable[Family]) -> list[str]:
+def _table(members: Sequence[Family]) -> list[str]:
     """A line for each family, and the reasons its marks refer to."""
     reasons: dict[str, int] = {}
-    members = list(members)
-    # Most have the same one or two short heads.
-    wide = max(12, *(len(", ".join(family.heads)) + 2 for family in members))
-    lines = [f"  {'family':<26}{'objective':<18}{'heads':<{wide}}{''.join(f'{name:<7}' for name in COLUMNS)}cache"]
+    width = max(len(", ".join(family.tasks)) for family in members) + 2
+    wide = max(len(", ".join(family.heads)) for family in members) + 2
+    columns = "".join(f"{name:<7}" for name in COLUMNS)
+    lines = [f"  {'family':<26}{'objective':<18}{'task.name':<{width}}{'heads':<{wide}}{columns}cache"]
     for family in members:
         marks = ["" if family.note else _mark(family.supports[what], reasons) for what in COLUMNS.values()]
         cache = {True: "yes", False: "no", None: ""}[family.decodes_with_cache]
-        line = f"  {family.model_type:<26}{family.objective:<18}{', '.join(family.heads):<{wide}}"
+        line = f"  {family.model_type:<26}{family.objective:<18}{', '.join(family.tasks):<{width}}"
+        line += f"{', '.join(family.heads):<{wide}}"
         lines.append(f"{line}{''.join(f'{mark:<7}' for mark in marks)}{cache:<7}{family.note}".rstrip())
     return lines + [f"  {number}: {reason}" for reason, number in reasons.items()]
 

@@ -96,6 +96,7 @@ def load_plugin(model_type: str, plugin_path: str = "") -> ModelPlugin:
         return _plugin_of(package, model_type)
     if model_type in fla_families():
         install()
+        compat.hand_fla_its_cache()
         return ModelPlugin(
             model_type,
             documents="cu_seqlens",

@@ -18,6 +18,7 @@ from flame.errors import ConfigError, closest
 from flame.metrics import Metrics
 from flame.models.build import ModelArgs, build_model, model_class
 from flame.models.config import fit_tokenizer, load_config
+from flame.models.experts import check_experts
 from flame.models.float8 import check_float8
 from flame.optim import build_lr_schedulers, build_optimizers, derive_steps
 from flame.parallel.checks import check_layout, find_anatomy
@@ -79,6 +80,7 @@ def check_job(job: Job) -> None:
     job.task.check(job.model_class, job.model_config, job.plugin.documents)
     check_layout(job.model_class, job.model_config, job.config, job.task)
     check_float8(job.model_class, job.model_config, job.config)
+    check_experts(job.model_class, job.model_config, job.config.moe)
 
 
 def _check_layouts(job: Job) -> None:

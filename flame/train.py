@@ -6,6 +6,8 @@ torchrun --nproc-per-node 8 -m flame.train --job.config_file configs/jobs/quicks
 import logging
 import os
 import sys
+import threading
+import time
 import warnings
 from typing import NoReturn
 
@@ -81,6 +83,15 @@ def start_logging() -> None:
     warnings.filterwarnings("ignore", message="Triton is not supported")
 
 
+def _end_with_agent() -> None:
+    """Ends this rank once torchrun's agent is gone: one that is killed takes nobody with it, and ranks that train on
+    would write into the folder of the run that goes on."""
+    agent = os.getppid()
+    while os.getppid() == agent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def _leave(code: int) -> NoReturn:
     """Ends a failed rank at once. Taking its process groups down in order would race with ranks that still send to it:
     gloo's threads then abort the process, and why the rank failed is lost behind a SIGABRT."""
@@ -91,6 +102,8 @@ def _leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with_agent, daemon=True).start()
     try:
         code = run(main, sys.argv[1:])
     except Exception as error:

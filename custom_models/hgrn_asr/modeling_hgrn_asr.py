@@ -12,13 +12,12 @@ from .modeling_hgrn_encoder import HgrnEncoder, layers_to_keep_whole, make_encod
 class Subsampling(nn.Module):
     """Convolutions of stride 2 over time, [B, T, F] to [B, ceil(T / factor), D]; one projection if the factor is 1.
 
-    Without a second direction they look back only.
+    A step hears its own frames and the one before them, none after: so a causal encoder behind it can be streamed.
     """
 
     def __init__(self, config: HgrnAsrConfig):
         super().__init__()
         count = config.subsampling.bit_length() - 1
-        self.context = (1, 1) if config.bidirectional else (2, 0)
         widths = [config.num_mel_bins, *[config.hidden_size] * count]
         self.convolutions = nn.ModuleList(
             nn.Conv1d(before, after, kernel_size=3, stride=2) for before, after in zip(widths, widths[1:], strict=False)
@@ -32,19 +31,18 @@ class Subsampling(nn.Module):
         Args:
             features: [B, T, F].
             mask: [B, T] bool, False where there is padding.
-            tails: of a stream, the last two inputs of every convolution [B, F or D, 2], which are used and replaced.
+            tails: of a stream, the last input of every convolution [B, F or D, 1], which are used and replaced.
         """
         hidden = features.to(self.projection.weight.dtype).transpose(1, 2)  # [B, F, T]
         for index, convolution in enumerate(self.convolutions):
             if mask is not None:
                 hidden = hidden * mask.unsqueeze(1)
                 mask = mask[:, ::2]
-            if tails is None:
-                hidden = F.pad(hidden, self.context)
-            else:
-                hidden = torch.cat([tails[index].to(hidden.dtype), hidden], -1)
-                tails[index] = hidden[..., -2:].detach()
-            hidden = F.silu(convolution(hidden))
+            odd = hidden.shape[-1] % 2  # of the last step, which may lack a frame
+            before = hidden.new_zeros(*hidden.shape[:2], 1) if tails is None else tails[index].to(hidden.dtype)
+            if tails is not None:
+                tails[index] = hidden[..., -1:].detach()
+            hidden = F.silu(convolution(F.pad(torch.cat([before, hidden], -1), (0, odd))))
         return self.projection(hidden.transpose(1, 2)) + self.bias
 
 
@@ -148,7 +146,7 @@ class HgrnAsrForCTC(HgrnAsrPreTrainedModel):
         front = self.model.subsampling
         if state is None:
             batch = input_features.shape[0]
-            tails = [input_features.new_zeros(batch, one.in_channels, 2) for one in front.convolutions]
+            tails = [input_features.new_zeros(batch, one.in_channels, 1) for one in front.convolutions]
             state = {"tails": tails, "layers": {}}
         hidden = front(input_features, None, state["tails"])
         return self.lm_head(self.model.encoder(hidden, None, state["layers"])), state

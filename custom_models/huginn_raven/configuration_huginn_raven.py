@@ -61,7 +61,7 @@ class RavenConfig(PreTrainedConfig):
     """
 
     model_type = "huginn_raven"
-    keys_to_ignore_at_inference = ["past_key_values", "stats"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "stats"]  # noqa: RUF012
     attribute_map = {  # noqa: RUF012
         "hidden_size": "n_embd",
         "num_attention_heads": "n_heads",

@@ -6,7 +6,7 @@ e = prelude(scale * embed(x));  s_0 random;  s_i = core(inject(s_{i-1}, e));  lo
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -14,11 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
-from transformers.utils.generic import ModelOutput, can_return_tuple
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_huginn_raven import RavenConfig
 from .modeling_raven_blocks import CausalSelfAttention, RMSNorm, SandwichBlock, injected, make_adapter, rotation
-from .modeling_raven_cache import RavenCache
+from .modeling_raven_cache import CACHE, RavenCache
 from .modeling_raven_exits import ExitRule
 from .modeling_raven_generation import RavenGenerationMixin
 from .modeling_raven_states import disturbed, initial_state, position_seeds, random_seeds, state_figures
@@ -28,17 +29,13 @@ DETAILS = {"return_logits": True, "return_latents": True, "return_head": False, 
 
 
 @dataclass
-class RavenOutput(ModelOutput):
-    """What a forward pass gives."""
+class RavenOutput(CausalLMOutputWithPast):
+    """What a forward pass gives: loss, float32 logits [B, T, V] of the positions that were kept, the cache, and:"""
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    """float32 [B, T, V], of the positions that were kept."""
-    past_key_values: RavenCache | None = None
+    hidden_states: torch.Tensor | None = None  # type: ignore[assignment]
+    """What the head receives [B, T, H], with ``return_head``."""
     latent_states: torch.Tensor | None = None
     """The last state s_r [B, T, H], detached; ``input_states`` of a pass that goes on from it."""
-    hidden_states: torch.Tensor | None = None
-    """What the head receives [B, T, H], with ``return_head``."""
     stats: dict[str, Any] | None = None
     """``steps`` of every token [B, T] where tokens can exit, and the figures of ``state_figures`` with
     ``return_stats``."""
@@ -68,7 +65,7 @@ class RavenPreTrainedModel(PreTrainedModel):
     """Lists of blocks that one forward pass runs several times."""
     _fused_projections = {"fc": "halves"}  # noqa: RUF012
     """Projections that are several in one, for optimizers that treat matrices as wholes."""
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -107,7 +104,7 @@ class RavenForCausalLM(RavenGenerationMixin, RavenPreTrainedModel):
     input_states: s_0 [B, T, H] instead of a random one.
     num_steps: steps r of the core, of which the last ``mean_backprop_depth`` keep a graph; or how many run
         without a graph and how many with one. None: ``mean_recurrence``.
-    past_key_values: earlier tokens.
+    past_key_values: earlier tokens; transformers calls it ``cache`` since 5.24.
     attention_mask: [B, T of all tokens], 0 for padding on either side; or 4D, as the attention function has it.
     position_ids: [B, T]; where they restart, another document begins.
     labels: [B, T], not shifted; -100 where not scored.
@@ -195,16 +192,18 @@ class RavenForCausalLM(RavenGenerationMixin, RavenPreTrainedModel):
         exit_in_prefill: bool = True,
         continuous_thought: bool = False,
         cache_lookup: str = "latest",
+        cache: RavenCache | None = None,
         **kwargs: Any,
     ) -> RavenOutput:
         """Runs the model; the class tells what the arguments are."""
         details = DETAILS | (output_details or {})
         rule = ExitRule(exit_criterion, exit_threshold, min_steps, check_every)
-        if past_key_values is None and (use_cache or rule.exits):
-            past_key_values = RavenCache(self.config, cache_lookup)
-        thought = self._thought(continuous_thought, past_key_values)
+        cache = past_key_values if cache is None else cache
+        if cache is None and (use_cache or rule.exits):
+            cache = RavenCache(self.config, cache_lookup)
+        thought = self._thought(continuous_thought, cache)
         embedded = self.embed_inputs(input_ids, inputs_embeds)
-        around = self._around(embedded, past_key_values, attention_mask, position_ids, state_seeds, state_seed, kwargs)
+        around = self._around(embedded, cache, attention_mask, position_ids, state_seeds, state_seed, kwargs)
         embedded = self._through("prelude", embedded, around)
         state = input_states if thought is None or embedded.shape[1] > 1 else thought
         state = initial_state(self.config, embedded, around.seeds, init_scale) if state is None else state
@@ -214,22 +213,21 @@ class RavenForCausalLM(RavenGenerationMixin, RavenPreTrainedModel):
             previous, state, stats["steps"] = self._until_settled(state, embedded, around, no_grad + grad, rule)
         else:
             previous, state = self.iterate(state, embedded, around, no_grad, grad)
-        if past_key_values is not None:
-            past_key_values.latent = state[:, -1:].detach()
+        if cache is not None:
+            cache.latent = state[:, -1:].detach()
         if details["return_stats"]:
             stats |= state_figures(state, previous)
         hidden = self.predict_hidden(state, around)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        needed = details["return_logits"] or labels is not None
-        logits = self.lm_head(hidden[:, kept]).float() if needed else None
+        logits = self.lm_head(hidden[:, kept]).float() if details["return_logits"] or labels is not None else None
         loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
         return RavenOutput(
             loss=loss,
             logits=logits if details["return_logits"] else None,
-            past_key_values=None if use_cache is False else past_key_values,
             latent_states=state.detach() if details["return_latents"] else None,
             hidden_states=hidden if details["return_head"] else None,
             stats=stats or None,
+            **{CACHE: cast(Any, None if use_cache is False else cache)},
         )
 
     def depth(self, num_steps: Steps) -> tuple[int, int]:
@@ -337,13 +335,8 @@ class RavenForCausalLM(RavenGenerationMixin, RavenPreTrainedModel):
         options: dict[str, Any],
     ) -> Around:
         self._check_cache(cache)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=embedded,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            position_ids=position_ids,
-        )
+        # By position: the cache has another name in each of two releases.
+        mask = create_causal_mask(self.config, embedded, attention_mask, cache, position_ids)
         rows, length = embedded.shape[:2]
         if position_ids is None:
             before = cache.seen if cache is not None else 0
@@ -360,7 +353,7 @@ class RavenForCausalLM(RavenGenerationMixin, RavenPreTrainedModel):
 
     def _check_cache(self, cache: RavenCache | None) -> None:
         if cache is not None and not isinstance(cache, RavenCache):
-            raise ValueError(f"past_key_values is a {type(cache).__name__}; this model needs its own RavenCache")
+            raise ValueError(f"the cache is a {type(cache).__name__}; this model needs its own RavenCache")
         attention = self.config._attn_implementation
         if cache is not None and cache.policy == "skip" and attention not in ("sdpa", "eager"):
             raise ValueError(f"cache_lookup 'skip' masks tokens, which attention '{attention}' cannot; use 'sdpa'")

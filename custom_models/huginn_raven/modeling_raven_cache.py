@@ -5,9 +5,12 @@ from collections.abc import Callable
 
 import torch
 from transformers import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_huginn_raven import RavenConfig
 
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What transformers calls the cache of models and their outputs: ``cache`` since 5.24."""
 POLICIES = ("full", "latest", "available", "always-last", "skip", "randomized")
 _ANCHORED = 8  # steps of ``compress-anchor`` that keep slots of their own
 

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 
-from .modeling_raven_cache import RavenCache
+from .modeling_raven_cache import CACHE, RavenCache
 from .modeling_raven_exits import ExitRule
 
 # What drafting heeds of a generation config, and settings of sampling, which say nothing where nothing is sampled.
@@ -27,17 +27,17 @@ class RavenGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self: Any, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, *args: Any, **kwargs: Any
     ) -> None:
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+        if model_kwargs.get(CACHE) is None and generation_config.use_cache is not False:
             if generation_config.cache_implementation not in (None, "dynamic"):
                 raise ValueError(
                     f"cache_implementation '{generation_config.cache_implementation}' does not know steps; leave it out"
                 )
-            model_kwargs["past_key_values"] = RavenCache(self.config, model_kwargs.get("cache_lookup", "latest"))
+            model_kwargs[CACHE] = RavenCache(self.config, model_kwargs.get("cache_lookup", "latest"))
         else:
             parent: Any = super()
             parent._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args, **kwargs)
         if generation_mode == GenerationMode.ASSISTED_GENERATION:
-            _check_checks(model_kwargs.get("past_key_values"), model_kwargs)
+            _check_checks(model_kwargs.get(CACHE), model_kwargs)
 
     @torch.no_grad()
     def generate(self: Any, *args: Any, draft_steps: int = 0, draft_tokens: int = 8, **kwargs: Any) -> Any:
@@ -187,7 +187,7 @@ class _Draft:
         missing = self.cache.seen + ids.shape[1] - self.mask.shape[1]
         grown = torch.cat([self.mask, self.mask.new_ones(len(self.mask), max(missing, 0))], dim=1)
         mask = grown[:, : self.cache.seen + ids.shape[1]]
-        given = {"past_key_values": self.cache, "attention_mask": mask, "use_cache": True, **self.options}
+        given = {"cache": self.cache, "attention_mask": mask, "use_cache": True, **self.options}
         return self.model(input_ids=ids, num_steps=steps, logits_to_keep=keep, **given).logits
 
     def checked(self, last: torch.Tensor, count: int, few: int, all_steps: int, accept: float) -> torch.Tensor:

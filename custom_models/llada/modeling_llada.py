@@ -15,7 +15,7 @@ from transformers.masking_utils import (
     find_packed_sequence_indices,
     packed_sequence_mask_function,
 )
-from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast, MaskedLMOutput
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -29,6 +29,9 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_llada import LLaDAConfig
 from .modeling_llada_likelihood import LikelihoodMixin
 from .modeling_llada_sampling import SamplingMixin
+
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What transformers calls the cache: ``cache`` since 5.24."""
 
 
 class LLaDADecoderLayer(LlamaDecoderLayer):
@@ -95,18 +98,20 @@ class LLaDAModel(LLaDAPreTrainedModel):
         position_ids: torch.Tensor | None = None,  # [B, T]; packed documents where they restart
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,  # [B, T, H]
+        cache: Any = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Without an attention mask, positions that restart are taken for packed documents, which stay apart.
 
-        ``past_key_values`` is a ``BlockCache``, or None.
+        ``cache``, or ``past_key_values`` as it was called up to transformers 5.23, is a ``BlockCache`` or None.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
-        mask = self._mask(hidden, attention_mask, position_ids, past_key_values)
+        cache = past_key_values if cache is None else cache
+        mask = self._mask(hidden, attention_mask, position_ids, cache)
         rotation = self.rotary_emb(hidden, position_ids=position_ids)
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden = layer(
@@ -114,7 +119,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
                 attention_mask=mask,
                 position_embeddings=rotation,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
+                **{CACHE: cache},
                 **kwargs,
             )
         return BaseModelOutput(last_hidden_state=self.norm(hidden))
@@ -126,7 +131,8 @@ class LLaDAModel(LLaDAPreTrainedModel):
             # Flash attention reads documents off the positions itself.
             documents = find_packed_sequence_indices(positions.expand(hidden.shape[:2]))
         same = packed_sequence_mask_function(documents) if documents is not None else None
-        return create_bidirectional_mask(self.config, hidden, mask, past_key_values=cache, and_mask_function=same)
+        held: Any = {CACHE: cache}
+        return create_bidirectional_mask(self.config, hidden, mask, and_mask_function=same, **held)
 
 
 class LLaDAModelLM(SamplingMixin, LikelihoodMixin, LLaDAPreTrainedModel, GenerationMixin):
@@ -153,6 +159,7 @@ class LLaDAModelLM(SamplingMixin, LikelihoodMixin, LLaDAPreTrainedModel, Generat
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Any = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
         """Args as ``LLaDAModel``'s, and:
@@ -167,7 +174,7 @@ class LLaDAModelLM(SamplingMixin, LikelihoodMixin, LLaDAPreTrainedModel, Generat
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             **kwargs,
         )

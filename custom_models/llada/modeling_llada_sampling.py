@@ -28,7 +28,9 @@ class BlockCache:
         self.window = slice(None)
         """The positions that the coming pass is about."""
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """What a layer attends to: [B, H, T, D]."""
         if layer == len(self.keys):
             self.keys.append(key)
@@ -243,7 +245,7 @@ class _Passes:
             input_ids=ids[:, window],
             attention_mask=mask,
             position_ids=positions[:, window],
-            past_key_values=self.cache,
+            cache=self.cache,
             logits_to_keep=kept,
         ).logits.float()
         if self.plan.cfg_scale:

@@ -28,7 +28,7 @@ class NanoChatPlusConfig(PreTrainedConfig):
     """
 
     model_type = "nanochat_plus"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
     base_model_tp_plan = {
         "layers.*.self_attn.value_embed": "embedding_colwise",
         "layers.*.mlp.fc1": "colwise",

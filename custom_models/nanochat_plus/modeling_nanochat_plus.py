@@ -1,6 +1,6 @@
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
@@ -27,6 +27,8 @@ from .configuration_nanochat_plus import NanoChatPlusConfig
 
 Layer = TypeVar("Layer", nn.Linear, nn.Embedding)
 _MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What transformers calls the cache that outputs hold: ``cache`` since 5.24."""
 
 
 def _starting(layer: Layer, fill: Callable[..., Tensor], *values: float) -> Layer:
@@ -72,7 +74,7 @@ class NanoChatPlusAttention(nn.Module):
         input_ids: Tensor,
         rotation: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> Tensor:
         q, k, v = (
@@ -84,8 +86,8 @@ class NanoChatPlusAttention(nn.Module):
             share = gate.unsqueeze(-1) * self.value_embed(input_ids).unflatten(-1, (-1, self.head_dim))
             v = v + share.transpose(1, 2)
         q, k = (self.norm(x) for x in apply_rotary_pos_emb(q, k, *rotation))
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
         name = self.config._attn_implementation or "eager"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         options = {"scaling": self.scaling, "sliding_window": self.sliding_window, **kwargs}
@@ -117,7 +119,7 @@ class NanoChatPlusPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["NanoChatPlusDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -167,36 +169,34 @@ class NanoChatPlusModel(NanoChatPlusPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Args:
         input_ids: [B, T]; value embeddings need them beside ``inputs_embeds`` too.
         attention_mask: [B, S] 1 where there is a token and 0 where there is padding, cached tokens included.
         position_ids: [B, T]; without a mask, documents begin where they restart.
+        past_key_values: earlier tokens; transformers calls it ``cache`` since 5.24.
         """
         if input_ids is None:
             raise ValueError("value embeddings are looked up by input_ids; inputs_embeds alone will not do")
-        if past_key_values is not None and past_key_values.is_compileable:
+        cache = past_key_values if cache is None else cache
+        if cache is not None and cache.is_compileable:
             raise ValueError("the smear needs a cache that grows; leave cache_implementation out")
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"attention_mask {tuple(attention_mask.shape)} must be [batch, tokens]")
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        seen = 0 if cache is None else cache.get_seq_length()
         embedded = self.norm(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
         if position_ids is None:
             position_ids = torch.arange(seen, seen + embedded.shape[1], device=embedded.device).unsqueeze(0)
         masks = {
-            kind: _MASKS[kind](
-                config=self.config,
-                inputs_embeds=embedded,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-            )
+            # By position: the cache has another name in each of two releases.
+            kind: _MASKS[kind](self.config, embedded, attention_mask, cache, position_ids)
             for kind in set(self.config.layer_types)
         }
-        hidden = first = self._smeared(embedded, _follows(attention_mask, position_ids), past_key_values)
+        hidden = first = self._smeared(embedded, _follows(attention_mask, position_ids), cache)
         rotation = self.rotary_emb(hidden, position_ids=position_ids)
         taken_back = hidden
         for index, layer in enumerate(self.layers):
@@ -206,13 +206,14 @@ class NanoChatPlusModel(NanoChatPlusPreTrainedModel):
                 rotation=rotation,
                 attention_mask=masks[layer.attention_type],
                 position_ids=position_ids,
-                past_key_values=past_key_values,
+                cache=cache,
                 **kwargs,
             )
             if index == self.config.num_hidden_layers // 2:
                 taken_back = hidden
         hidden = self.norm(hidden - self.backout_lambda * taken_back)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
+        held: Any = {CACHE: cache}
+        return BaseModelOutputWithPast(last_hidden_state=hidden, **held)
 
     def _smeared(self, embedded: Tensor, follows: Tensor, cache: Cache | None) -> Tensor:
         """Adds a gated share of the token before to embeddings [B, T, D], where it is of the same document."""
@@ -265,13 +266,14 @@ class NanoChatPlusForCausalLM(NanoChatPlusPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -283,6 +285,5 @@ class NanoChatPlusForCausalLM(NanoChatPlusPreTrainedModel, GenerationMixin):
         if cap := self.config.final_logit_softcapping:
             logits = cap * torch.tanh(logits / cap)
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
-        )
+        held = {CACHE: getattr(outputs, CACHE)}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=outputs.hidden_states, **held)

@@ -30,7 +30,7 @@ class SBAConfig(PreTrainedConfig):
     """
 
     model_type = "sba"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
     attribute_map = {"num_attention_heads": "num_heads", "num_key_value_heads": "num_kv_heads"}
     base_model_tp_plan = {
         "layers.*.attn.q_proj": "colwise",

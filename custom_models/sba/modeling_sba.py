@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch.nn as nn
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
@@ -9,6 +11,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_sba import SBAConfig
 from .modeling_stick_breaking import Documents, stick_breaking
+
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What transformers calls the cache that outputs hold: ``cache`` since 5.24."""
 
 
 class SBAAttention(nn.Module):
@@ -25,14 +30,14 @@ class SBAAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor, documents: Documents | None, past_key_values: Cache | None) -> Tensor:
+    def forward(self, hidden: Tensor, documents: Documents | None, cache: Cache | None) -> Tensor:
         q, k, v = (
             project(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H, T, D]
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         own = v
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
         o, left = stick_breaking(q, k, v, documents, self.attend_current)
         if self.add_remainder:
             o = o + left.unsqueeze(-1) * own.repeat_interleave(q.shape[1] // own.shape[1], 1)
@@ -63,10 +68,8 @@ class SBABlock(GradientCheckpointingLayer):
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = SBAMLP(config)
 
-    def forward(
-        self, hidden: Tensor, documents: Documents | None = None, past_key_values: Cache | None = None
-    ) -> Tensor:
-        hidden = hidden + self.attn(self.attn_norm(hidden), documents, past_key_values)
+    def forward(self, hidden: Tensor, documents: Documents | None = None, cache: Cache | None = None) -> Tensor:
+        hidden = hidden + self.attn(self.attn_norm(hidden), documents, cache)
         return hidden + self.mlp(self.mlp_norm(hidden))
 
 
@@ -77,7 +80,7 @@ class SBAPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["SBABlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _can_record_outputs = {"hidden_states": SBABlock}
 
 
@@ -108,25 +111,29 @@ class SBAModel(SBAPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Args:
         input_ids: [B, T], or ``inputs_embeds`` [B, T, D] in their place.
         attention_mask: [B, S] 1 where there is a token and 0 where there is padding, cached tokens included.
         position_ids: [B, T] that restart where a packed document begins; they say nothing else.
+        past_key_values: earlier tokens; transformers calls it ``cache`` since 5.24.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         hidden = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if past_key_values is not None and past_key_values.is_compileable:
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        if cache is not None and cache.is_compileable:
             raise ValueError("stick-breaking attention needs a cache that grows; leave cache_implementation out")
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        seen = 0 if cache is None else cache.get_seq_length()
         documents = _documents(attention_mask, position_ids, hidden.shape[1], seen)
         for layer in self.layers:
-            hidden = layer(hidden, documents=documents, past_key_values=past_key_values)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
+            hidden = layer(hidden, documents=documents, cache=cache)
+        held: Any = {CACHE: cache}
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **held)
 
 
 def _documents(mask: Tensor | None, positions: Tensor | None, length: int, seen: int) -> Documents | None:
@@ -167,13 +174,14 @@ class SBAForCausalLM(SBAPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -181,6 +189,5 @@ class SBAForCausalLM(SBAPreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
-        )
+        held = {CACHE: getattr(outputs, CACHE)}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=outputs.hidden_states, **held)

@@ -52,6 +52,8 @@ class Mixture:
         """
         if self.in_sequence:
             return next((number for number in range(len(self.weights)) if number not in ended), None)
+        if len(self.weights) == 1 and not self.stages:
+            return None if ended or not self.weights[0] else 0
         bounds = _bounds(self.weights_at(self.step(lane, row)) if self.stages else self.weights, ended)
         if not bounds and self.stages:
             bounds = _bounds(self.weights, ended) or _bounds(self._even, ended)

@@ -47,7 +47,7 @@ def pack_continuous(stream: TokenStream, length: int) -> np.ndarray | None:
     row[1, : len(tokens) - 1] = tokens[1:]
     _pad(row, filled, len(tokens) - 1, 1)
     stream.advance(filled)
-    return _masked(row) if tokens.min() < 0 else row
+    return _masked(row) if stream.is_masked else row
 
 
 def pack_documents(stream: TokenStream, length: int, context_len: int) -> np.ndarray | None:
@@ -76,7 +76,7 @@ def pack_documents(stream: TokenStream, length: int, context_len: int) -> np.nda
     row[1, ends[ends <= filled] - 1] = IGNORE
     row[2, :filled] = _positions(ends, filled) % context_len
     stream.advance(filled)
-    return _masked(row) if tokens.min() < 0 else row
+    return _masked(row) if stream.is_masked else row
 
 
 def pack_parts(tokens: np.ndarray, parts: list[Part], length: int, context_len: int, is_masked: bool) -> np.ndarray:
@@ -128,10 +128,12 @@ def _positions(ends: np.ndarray, count: int) -> np.ndarray:
 def _pad(row: np.ndarray, filled: int, labelled: int, context_len: int) -> None:
     """Fills the rest of a row with id 0, and positions as if that were a document."""
     length = row.shape[1]
-    row[0, filled:] = 0
-    row[1, labelled:] = IGNORE
-    if len(row) > 2 and filled < length:
-        row[2, filled:] = np.arange(length - filled) % context_len
+    if labelled < length:
+        row[1, labelled:] = IGNORE
+    if filled < length:
+        row[0, filled:] = 0
+        if len(row) > 2:
+            row[2, filled:] = np.arange(length - filled) % context_len
 
 
 def _masked(row: np.ndarray) -> np.ndarray:

@@ -38,6 +38,8 @@ class TokenStream:
         self.lane = lane
         self.ended = False
         """Whether no more documents will come; what is available may still be taken."""
+        self.is_masked = False
+        """Whether there have been tokens that are never to be predicted, ``~token``."""
         self.pieces: deque[Piece] = deque()
         """Read, but not encoded."""
         # Documents to come: [2, n], ordinals and numbers.
@@ -112,10 +114,13 @@ class TokenStream:
             return
         self._drop_taken()
         ends = len(self._tokens) + np.cumsum(lengths)
+        starts = ends - lengths
         _, start, is_complete = self._tail
         begins = np.append(is_complete, is_last[:-1])
-        first = np.maximum.accumulate(np.where(begins, np.arange(len(lengths)), -1))  # the first piece of its document
-        starts = np.where(first >= 0, (ends - lengths)[first], start)
+        if not begins.all():
+            first = np.maximum.accumulate(np.where(begins, np.arange(len(lengths)), -1))  # where its document begins
+            starts = np.where(first >= 0, starts[first], start)
+        self.is_masked = self.is_masked or bool(len(tokens) and tokens.min() < 0)
         self._tokens = np.concatenate([self._tokens, tokens])
         self._ends = np.concatenate([self._ends, ends])
         self._ordinals = np.concatenate([self._ordinals, ordinals])

@@ -1,11 +1,13 @@
 """Loads a trained model to be used: weights, tokenizer and what flame knows of the family."""
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from flame import compat
 from flame.errors import ConfigError
 from flame.inference.absorbed import absorb
 from flame.inference.folder import load_folder, model_type
@@ -73,6 +75,9 @@ def load_engine(name: str, device: str = "", plugin_path: str = "", trust_remote
     model, tokenizer = load_folder(name, trust_remote_code)
     if not plugin.decodes_with_cache:
         model.config.use_cache = model.generation_config.use_cache = False
+    takes = signature(type(model).forward).parameters
+    if "past_key_values" in takes and "cache" not in takes:
+        compat.hand_over_cache(type(model))
     absorb(model)
     return Engine(model.to(place).eval(), tokenizer, plugin)  # type: ignore[arg-type]
 

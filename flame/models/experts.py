@@ -8,6 +8,7 @@ after every optimizer step (https://arxiv.org/abs/2408.15664).
 
 import logging
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -16,12 +17,12 @@ import torch.nn as nn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torchtitan.distributed import ParallelDims
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from flame import compat
 from flame.config import JobConfig, Moe
 from flame.errors import ConfigError
 from flame.models.balance import SCORES, Routing, attach_loss, fitting_scores, routing_of, sequence_balance
-from flame.models.build import SELECTION_BIAS
+from flame.models.build import SELECTION_BIAS, build_model
 from flame.pieces import part_of
 
 log = logging.getLogger(__name__)
@@ -199,22 +200,37 @@ def watch_experts(parts: Iterable[nn.Module], config: JobConfig, layout: Paralle
         parts: the model, or this rank's stages of it, with storage.
         config: the job, resolved.
         layout: its grid of devices.
-
-    Raises:
-        ConfigError: a balance loss is asked for, and no stage has a router.
     """
     routers = [router for part in parts for router in find_routers(part)]
     groups = {name: layout.get_optional_mesh(name) for name in ("loss", "cp", "pp")}
     data, context, stages = (mesh.get_group() if mesh is not None else None for mesh in groups.values())
-    if config.moe.sequence_balance_loss:
-        found = torch.tensor(len(routers), device=compat.DEVICE_TYPE)
-        if stages is not None:
-            dist.all_reduce(found, group=stages)
-        if not found:
-            raise ConfigError("moe.sequence_balance_loss: flame finds no router of experts in the model; set it to 0")
     training = config.training
     length = training.seq_len // config.parallelism.context_parallel_degree
     return Experts(routers, config.moe, training.global_batch_size, length, data, context, stages)
+
+
+def check_experts(model_class: type[PreTrainedModel], model_config: PreTrainedConfig, options: Moe) -> None:
+    """Refuses options that nothing in the model would heed.
+
+    Args:
+        model_class: the class that will be trained.
+        model_config: its config.
+        options: the job's ``[moe]`` section.
+
+    Raises:
+        ConfigError: there is no router, or none with a bias to move.
+    """
+    asked = [item.name for item in fields(Moe) if getattr(options, item.name) not in (0, item.default)]
+    if not asked:
+        return
+    with torch.device("meta"):
+        routers = find_routers(build_model(model_class, model_config))
+    for name in asked:
+        given, family = f"moe.{name} = {getattr(options, name)}", model_config.model_type
+        if not routers:
+            raise ConfigError(f"{given}: flame finds no router of experts in '{family}'; leave it out")
+        if name == "bias_update_rate" and all(router.bias is None for router in routers):
+            raise ConfigError(f"{given}: routers of '{family}' have no bias; use moe.sequence_balance_loss")
 
 
 def find_routers(model: nn.Module) -> list[Router]:

@@ -145,13 +145,8 @@ def _further_logits(
     assert head is not None
     if position_ids is None:
         position_ids = torch.arange(states.shape[1], device=states.device).unsqueeze(0)
-    mask = create_causal_mask(
-        config=model.config.get_text_config(),
-        inputs_embeds=states,
-        attention_mask=attention_mask,
-        past_key_values=None,
-        position_ids=position_ids,
-    )
+    # By position: transformers calls the cache by another name since 5.24.
+    mask = create_causal_mask(model.config.get_text_config(), states, attention_mask, None, position_ids)
     rotation = decoder.rotary_emb(states, position_ids=position_ids)
     logits = []
     for layer, ids in zip(decoder.layers[-len(further_ids) :], further_ids, strict=True):

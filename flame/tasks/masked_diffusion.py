@@ -176,14 +176,14 @@ def fit_mask_token(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast)
         if mask >= config.vocab_size:
             log.warning("the vocabulary was raised to %d: its last row is the mask token", mask + 1)
             config.vocab_size = mask + 1
+    elif not 0 <= mask < config.vocab_size:
+        raise ConfigError(
+            f"mask_token_id {mask} is no row of a vocabulary of {config.vocab_size}; set it to null, which adds one"
+        )
     elif mask < len(tokenizer) and not _is_special(tokenizer, mask):
         raise ConfigError(
             f"mask_token_id {mask} of the model config is the ordinary token {tokenizer.convert_ids_to_tokens(mask)!r} "
             "of the tokenizer; set it to null, which adds a row"
-        )
-    elif not 0 <= mask < config.vocab_size:
-        raise ConfigError(
-            f"mask_token_id {mask} is no row of a vocabulary of {config.vocab_size}; set it to null, which adds one"
         )
     for role in ("bos", "eos", "pad"):
         if mask == getattr(tokenizer, f"{role}_token_id"):

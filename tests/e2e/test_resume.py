@@ -45,12 +45,14 @@ def alive(pid: int) -> bool:
         return False
 
 
-def run_and_kill(job: Path, folder: Path, wait: float) -> set[int]:
+def run_and_kill(job: Path, folder: Path, wait: float, processes: int = 1) -> set[int]:
     """Starts a job and kills it ``wait`` seconds after its first new step; returns the pids of its workers."""
     known = len(read_records(folder))
     first = read_records(folder)[-1]["step"] if known else 0
     command = [sys.executable, "-m", "flame.launch", "--job.config_file", str(job)]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=environment(processes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         records = read_records(folder)
@@ -62,6 +64,13 @@ def run_and_kill(job: Path, folder: Path, wait: float) -> set[int]:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
     return workers
+
+
+def assert_ended(pids: set[int], told: str) -> None:
+    deadline = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if alive(pid)], told
 
 
 def kill_and_resume(materials: Materials, folder: Path, kills: int, steps: int) -> None:
@@ -76,10 +85,7 @@ def kill_and_resume(materials: Materials, folder: Path, kills: int, steps: int) 
     assert alone.code == 0, alone.output
     for _ in range(kills):
         workers = run_and_kill(jobs["killed"], folder / "killed", wait=drawn.uniform(0, 0.4))
-        deadline = time.monotonic() + 10
-        while any(map(alive, workers)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not [pid for pid in workers if alive(pid)], "data workers outlive the process that started them"
+        assert_ended(workers, "data workers outlive the process that started them")
     killed = launch(jobs["killed"], folder / "killed")
     assert killed.code == 0, killed.output
     assert_same_run(killed, alone, steps)
@@ -92,6 +98,14 @@ def test_a_run_killed_3_times_ends_like_the_run_left_alone(materials, tmp_path):
 @pytest.mark.slow
 def test_a_run_killed_20_times_ends_like_the_run_left_alone(materials, tmp_path):
     kill_and_resume(materials, tmp_path, kills=20, steps=700)
+
+
+def test_ranks_end_with_a_launcher_that_is_killed(materials, tmp_path):
+    """They would train on, and write into the folder of the run that goes on."""
+    job = write_job(materials, tmp_path / "run", {**LOG, "training.steps": 100_000})
+    ranks = run_and_kill(job, tmp_path / "run", wait=0.2, processes=2)
+    assert len(ranks) >= 2
+    assert_ended(ranks, "ranks outlive the launcher")
 
 
 def test_a_finished_run_can_be_extended(materials, pool, tmp_path):

@@ -61,7 +61,9 @@ def test_families_of_speech_and_series_are_listed_by_head_and_task(
         assert all(family.supports[what].reason for what in ("tensor", "pipeline", "context"))
     families.main([])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  hgrn_timeseries")]
-    assert re.fullmatch(r"  hgrn_timeseries +classification +sequence_classification  yes +no \d +no \d +no \d", line)
+    assert re.fullmatch(
+        r"  hgrn_timeseries +classification +classification +sequence_classification  yes +no \d +no \d +no \d", line
+    )
 
 
 def test_what_a_family_refuses_has_its_reason(listed: dict[str, families.Family]) -> None:
@@ -119,6 +121,8 @@ def test_the_list_for_people_is_short_unless_all_is_asked_for(capsys: pytest.Cap
     assert "transformers:" in short and "\n  bloom" not in short
     assert "\n  bloom" in full
     assert "\n  gla" in short and "\n  llama" in short  # which has named shapes
+    llada = next(line for line in short.splitlines() if line.startswith("  llada"))
+    assert llada.split()[1:4] == ["masked_diffusion", "masked_diffusion", "causal_lm"]  # objective, task, head
 
 
 def test_a_word_it_does_not_know_is_an_error() -> None:

@@ -57,6 +57,26 @@ def test_a_family_whose_cache_is_not_exact_decodes_without(exported) -> None:
     assert not engine.model.config.use_cache and not engine.model.generation_config.use_cache
 
 
+def test_a_family_that_knows_the_cache_by_its_old_name_is_handed_it(
+    exported: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those written for transformers 5.23 do; a plugin's, or code in a folder."""
+    folder = exported("sba")
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    class Older(type(plain)):
+        def forward(self, input_ids=None, attention_mask=None, past_key_values=None, use_cache=None, **kwargs):  # type: ignore[override]
+            given = {name: value for name, value in kwargs.items() if name != "cache"}
+            return super().forward(
+                input_ids, attention_mask, past_key_values=past_key_values, use_cache=use_cache, **given
+            )
+
+    monkeypatch.setattr("flame.inference.engine.load_folder", lambda *_: (Older.from_pretrained(folder), None))
+    ids, options = torch.arange(5, 12).unsqueeze(0), {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    written = load_engine(folder, "cpu").model.generate(ids, use_cache=True, **options)  # type: ignore[operator]
+    assert torch.equal(written, plain.generate(ids, use_cache=False, **options))
+
+
 def test_the_tokens_that_end_a_text_are_the_models_own(exported) -> None:
     folder = exported("llama")
     assert load_engine(folder, "cpu").ends == (1,)

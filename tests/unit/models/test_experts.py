@@ -9,10 +9,11 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from transformers import AutoConfig, PreTrainedModel
 
 from flame.config import Moe
+from flame.errors import ConfigError
 from flame.models.balance import SCORES, fitting_scores, routing_of, sequence_balance
 from flame.models.build import model_class, plain_model
 from flame.models.config import shrink
-from flame.models.experts import BIAS, Experts, find_routers
+from flame.models.experts import BIAS, Experts, check_experts, find_routers
 from flame.plugin import load_plugin
 
 ROWS, LENGTH = 4, 12
@@ -79,6 +80,34 @@ def test_a_model_without_experts_has_no_figures() -> None:
     model(input_ids=tokens(model))
     experts.end_step(accepted=True)
     assert experts.figures() == {}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "said"),
+    [
+        ("llama", Moe(sequence_balance_loss=0.1), "moe.sequence_balance_loss = 0.1: flame finds no router.*'llama'"),
+        ("llama", Moe(bias_update_rate=0.01), "moe.bias_update_rate = 0.01: flame finds no router"),
+        ("mixtral", Moe(bias_update_rate=0.01), "'mixtral' have no bias; use moe.sequence_balance_loss"),
+    ],
+)
+def test_options_that_nothing_heeds_are_refused(model_type: str, options: Moe, said: str) -> None:
+    model = small(model_type)
+    with pytest.raises(ConfigError, match=said):
+        check_experts(type(model), model.config, options)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("llama", Moe()),
+        ("llama", Moe(bias_update_rate=0.0)),
+        ("mixtral", Moe(sequence_balance_loss=0.1)),
+        ("deepseek_v3", Moe(0.01, 0.1)),
+    ],
+)
+def test_options_that_something_heeds_are_not(model_type: str, options: Moe) -> None:
+    model = small(model_type)
+    check_experts(type(model), model.config, options)
 
 
 def test_the_bias_moves_by_the_sign_of_what_is_missing_to_the_mean_load() -> None:

