@@ -153,6 +153,7 @@ class CTC(Task):
     def extend(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
         """Learns how many steps the model makes of frames, and the statistics of features where they are global."""
         self._inputs_name = model_class.main_input_name
+        self._pieces = pieces_of(self.tokenizer, config.vocab_size)
         frames = torch.arange(self.config.training.seq_len + 1)
         # The method asks for nothing but the config.
         steps = model_class._get_feat_extract_output_lengths(SimpleNamespace(config=config), frames)  # type: ignore[attr-defined]
