@@ -172,7 +172,8 @@ class CTC(Task):
         return {"labels": (labels != IGNORE_INDEX).sum()}
 
     def loss(self, outputs: Any, labels: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        return ctc_sum(outputs.logits, labels, self._steps(inputs), self.tokenizer.pad_token_id)
+        blank = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        return ctc_sum(outputs.logits, labels, self._steps(inputs), blank)
 
     def loss_sum(self, model: Any, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
         outputs = model(**self.model_inputs(inputs))

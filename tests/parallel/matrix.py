@@ -496,7 +496,8 @@ def table(cells: dict[tuple[str, str], Cell], names: list[str], layouts: list[st
         + ", ".join(f"{name} {version}" for name, version in versions().items())
         + ".",
         "",
-        f"A tiny model of each family, of at least four layers and without dropout, trained {STEPS} optimizer steps of "
+        f"A tiny model of each family, of at least {'two' if origin == 'custom_models' else 'four'} layers and without "
+        f"dropout, trained {STEPS} optimizer steps of "
         "eight rows in float32 on two gloo processes.",
         "",
         "- `=`: loss and gradient norm of every step, and all weights after the last, are those of one process, to "

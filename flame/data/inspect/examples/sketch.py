@@ -29,7 +29,7 @@ def _averaged(values: np.ndarray, most: int) -> np.ndarray:
     if len(values) <= most:
         return values
     starts = np.arange(most) * len(values) // most
-    return np.add.reduceat(values, starts) / np.diff([*starts, len(values)])[:, None]
+    return np.add.reduceat(values, starts) / np.diff(starts, append=len(values))[:, None]
 
 
 def _levels(values: np.ndarray, count: int) -> np.ndarray:
