@@ -57,7 +57,8 @@ class Family:
     objective: str = "autoregressive"
     tasks: list[str] = field(default_factory=list)
     """The tasks that train its objective."""
-    decodes_with_cache: bool = True
+    decodes_with_cache: bool | None = True
+    """None where there is nothing to decode token by token."""
     supports: Mapping[str, Support] = field(default_factory=dict)
     """By what a job may ask for: a value of ``COLUMNS``, ``compile``."""
 
@@ -105,7 +106,7 @@ def families() -> list[Family]:
             note,
             plugin.objective,
             trained_by.get(plugin.objective, []),
-            plugin.decodes_with_cache,
+            plugin.decodes_with_cache if plugin.features is None else None,
             {**dict.fromkeys(COLUMNS.values(), Support(None)), **tried, **refused},
         )
 
@@ -175,13 +176,14 @@ def _table(members: Sequence[Family]) -> list[str]:
     """A line for each family, and the reasons its marks refer to."""
     reasons: dict[str, int] = {}
     width = max(len(", ".join(family.tasks)) for family in members) + 2
+    wide = max(len(", ".join(family.heads)) for family in members) + 2
     columns = "".join(f"{name:<7}" for name in COLUMNS)
-    lines = [f"  {'family':<26}{'objective':<18}{'task.name':<{width}}{'heads':<12}{columns}cache"]
+    lines = [f"  {'family':<26}{'objective':<18}{'task.name':<{width}}{'heads':<{wide}}{columns}cache"]
     for family in members:
         marks = ["" if family.note else _mark(family.supports[what], reasons) for what in COLUMNS.values()]
-        cache = "yes" if family.decodes_with_cache else "no"
+        cache = {True: "yes", False: "no", None: ""}[family.decodes_with_cache]
         line = f"  {family.model_type:<26}{family.objective:<18}{', '.join(family.tasks):<{width}}"
-        line += f"{', '.join(family.heads):<12}"
+        line += f"{', '.join(family.heads):<{wide}}"
         lines.append(f"{line}{''.join(f'{mark:<7}' for mark in marks)}{cache:<7}{family.note}".rstrip())
     return lines + [f"  {number}: {reason}" for reason, number in reasons.items()]
 

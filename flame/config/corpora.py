@@ -102,7 +102,10 @@ class Data:
     """
 
     too_long: Literal["split", "cut", "skip"] = "split"
-    """What `best_fit` and `rows` do to a document longer than a row: several pieces, its beginning, or leave it out."""
+    """
+    What `best_fit` and `rows` do to a document longer than a row: several pieces, its beginning, or leave it out. Of
+    recordings and series longer than `training.seq_len` steps, `cut` takes the beginning, all else leaves them out.
+    """
 
     shuffle: bool = True
     """Whether documents come in a random order, drawn anew every epoch."""

@@ -6,13 +6,14 @@ from flame.config.corpora import Data, Source
 from flame.errors import ConfigError
 
 
-def check_mixing(data: Data, validation: Sequence[Source], steps: int = 0) -> None:
+def check_mixing(data: Data, validation: Sequence[Source], steps: int = 0, reads_text: bool = True) -> None:
     """Checks ``data.stages``, ``data.mix``, ``data.packing``, ``data.too_long``, and weights and epochs of sources.
 
     Args:
         data: The section; it has at least one source.
         validation: The sources of ``[validation]``.
         steps: Steps of the run, if they are known already; otherwise not positive.
+        reads_text: Whether documents become rows; else examples are batched as they are.
 
     Raises:
         ConfigError: They do not go together; the message names the keys, their values and the remedy.
@@ -24,17 +25,26 @@ def check_mixing(data: Data, validation: Sequence[Source], steps: int = 0) -> No
     _check_never_read(data, weights)
     if data.mix != "tokens":
         _check_unweighted(data, weights)
-    if data.packing == "stream" and data.too_long != "split":
-        raise ConfigError(
-            f"data.too_long = '{data.too_long}' has no effect with data.packing = 'stream', which cuts documents "
-            "wherever a row ends; remove it, or set data.packing = 'best_fit' or 'rows'."
-        )
+    _check_packing(data, reads_text)
     for index, source in enumerate(validation):
         if source.epochs:
             raise ConfigError(
                 f"validation.sources.{index}.epochs = {source.epochs:g} has no effect, since validation is one pass "
                 "over its sources; remove it."
             )
+
+
+def _check_packing(data: Data, reads_text: bool) -> None:
+    if not reads_text and data.packing != "stream":
+        raise ConfigError(
+            f"data.packing = '{data.packing}' has no effect, since the task reads examples, which are not packed into "
+            "rows; remove it."
+        )
+    if reads_text and data.packing == "stream" and data.too_long != "split":
+        raise ConfigError(
+            f"data.too_long = '{data.too_long}' has no effect with data.packing = 'stream', which cuts documents "
+            "wherever a row ends; remove it, or set data.packing = 'best_fit' or 'rows'."
+        )
 
 
 def _check_stages(data: Data, steps: int) -> None:

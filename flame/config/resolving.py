@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flame import compat
 from flame.config.bounds import check_bounds
-from flame.config.corpora import Source
+from flame.config.corpora import SOURCE_FORMATS, Source
 from flame.config.files import locate, looks_like_path
 from flame.config.layout import check_microbatches, check_parallelism, data_parallel_degree
 from flame.config.mixing import check_mixing
@@ -42,7 +42,8 @@ def resolve(config: JobConfig, world_size: int) -> None:
     check_parallelism(config)
     _check_model(config)
     _check_sources(config)
-    check_mixing(config.data, config.validation.sources, config.training.steps)
+    reads_text = config.task.formats == SOURCE_FORMATS
+    check_mixing(config.data, config.validation.sources, config.training.steps, reads_text)
     resolve_optimizer(config.optimizer)
     _check_memory(config)
     _check_checkpoint(config)

@@ -13,6 +13,7 @@ class Record:
 
     def __init__(self) -> None:
         self.skipped: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
         self.packed: Counter[str] = Counter()
 
     def note(self, message: Message) -> None:
@@ -20,6 +21,7 @@ class Record:
         for reason, example in message.examples.items():
             if reason not in self.skipped:
                 logger.warning("%s; more rows like it are only counted", example)
+            self.examples.setdefault(reason, example)
         self.skipped.update(message.counts)
         self.packed.update(message.tally)
 

@@ -11,6 +11,7 @@ from flame import compat
 from flame.errors import ConfigError
 from flame.inference.absorbed import absorb
 from flame.inference.folder import load_folder, model_type
+from flame.models.config import load_config
 from flame.plugin import ModelPlugin, load_plugin
 
 
@@ -51,11 +52,13 @@ def family_of(name: str, plugin_path: str = "", trust_remote_code: bool = False)
     """The family of a model, without loading it; see ``load_engine`` for the arguments and errors."""
     family = model_type(name)
     try:
-        return load_plugin(family, plugin_path)
+        plugin = load_plugin(family, plugin_path)
     except ConfigError:
         if not trust_remote_code:
             raise
         return ModelPlugin(family, origin="remote")  # the folder's own code is asked for, and knows more
+    # Those that read no text may build upon other families, which the config names.
+    return plugin if plugin.features is None else load_config(name, plugin_path)[1]
 
 
 def load_engine(name: str, device: str = "", plugin_path: str = "", trust_remote_code: bool = False) -> Engine:

@@ -164,10 +164,5 @@ def load_recognizer(
     model: Any = load_weights(AutoModelForCTC, name, trust_remote_code)
     tokenizer: Any = load_part(AutoTokenizer, name, trust_remote_code)
     features = load_part(AutoFeatureExtractor, name, trust_remote_code)
-    return Recognizer(
-        model.float().to(place).eval(),
-        features,
-        pieces_of(tokenizer, model.config.vocab_size),
-        int(model.config.pad_token_id),
-        **options,
-    )
+    pieces = pieces_of(tokenizer, model.config.vocab_size)
+    return Recognizer(model.float().to(place).eval(), features, pieces, int(model.config.pad_token_id), **options)

@@ -1,6 +1,6 @@
 """The contract of a task: what a batch is, what the loss is, what is reported."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -141,6 +141,10 @@ class Task:
 
     def validated(self, step: int, totals: Mapping[str, torch.Tensor], folder: Path) -> None:
         """Shows on the first rank what a validation gave besides figures: examples in the log, pictures in a folder."""
+
+    def told(self, labels: Sequence[float]) -> str:
+        """What the labels of an example say, for people to read."""
+        return " ".join(f"{label:g}" for label in labels)
 
     def counts(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """What is added up over micro-batches and ranks besides loss and labels, by name; each a scalar."""

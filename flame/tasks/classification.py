@@ -5,7 +5,7 @@ name = "classification"
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -131,6 +131,9 @@ class Classification(Task):
             self._tally = self._measured(outputs.logits[kept].float(), labels[kept, 0])
         return self.loss(outputs, labels, inputs)
 
+    def told(self, labels: Sequence[float]) -> str:
+        return " ".join(self.classes[int(label)] if self.classes else f"{label:g}" for label in labels)
+
     def tally(self) -> dict[str, torch.Tensor]:
         return self._tally
 
@@ -158,7 +161,7 @@ class Classification(Task):
 
     def sample(self, config: PreTrainedConfig, rows: int, length: int, generator: torch.Generator) -> Batch:
         values = torch.randn(rows, length, self.features.feature_size, generator=generator)
-        labels = torch.randint(config.num_labels, (rows, 1), generator=generator)
+        labels = torch.randint(int(config.num_labels or 1), (rows, 1), generator=generator)
         return {self._inputs_name: values, "attention_mask": torch.ones(rows, length, dtype=torch.long)}, labels
 
     def _measured(self, logits: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:

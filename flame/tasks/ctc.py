@@ -5,7 +5,7 @@ name = "ctc"
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,13 +172,17 @@ class CTC(Task):
         return {"labels": (labels != IGNORE_INDEX).sum()}
 
     def loss(self, outputs: Any, labels: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        return ctc_sum(outputs.logits, labels, self._steps(inputs), self.tokenizer.pad_token_id)
+        blank = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        return ctc_sum(outputs.logits, labels, self._steps(inputs), blank)
 
     def loss_sum(self, model: Any, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
         outputs = model(**self.model_inputs(inputs))
         if not torch.is_grad_enabled():
             self._read(outputs.logits, labels, self._steps(inputs))
         return self.loss(outputs, labels, inputs)
+
+    def told(self, labels: Sequence[float]) -> str:
+        return "".join(self._pieces[int(label)] for label in labels)
 
     def tally(self) -> dict[str, torch.Tensor]:
         return self._tally

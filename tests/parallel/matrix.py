@@ -38,6 +38,7 @@ from flame.errors import ConfigError
 from flame.families import families
 from flame.models.config import shrink
 from flame.plugin import load_plugin
+from tests.examples import recordings, series
 from tests.parallel.decoding import decoding_error
 from tests.runs import Materials, Pool, Run, write_job
 
@@ -85,6 +86,22 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "recurrent_depth": {"task.name": "recurrent_depth"},
     "masked_diffusion": {"task.name": "masked_diffusion", "task.random_length_share": 0.0},
 }
+# Of families that do not read text: the task, and what it trains on.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "ctc": {
+        "task.name": "ctc",
+        "model.tokenizer_path": "builtin:characters-en",
+        "training.seq_len": 100,
+        "data.sources": [{"path": "recordings"}],
+    },
+    "classification": {
+        "task.name": "classification",
+        "model.tokenizer_path": "",
+        "data.sources": [{"path": "series.npz"}],
+    },
+}
+OF_TEXT = ("generate", "varlen")
+"""What has no meaning where there is no text."""
 FAILURES = ("differs", "crash", "hang")
 # Families that look both ways unless they are told not to.
 _ENCODERS = (
@@ -195,7 +212,8 @@ def small_family(model_type: str) -> dict[str, Any]:
     else:
         config = shrink(AutoConfig.for_model(model_type, **COMPLETED.get(model_type, {})), layers=4, divisor=2)
     text = config.get_text_config()
-    text.vocab_size = max(getattr(text, "vocab_size", 0), _VOCABULARY)
+    if plugin.features is None or hasattr(text, "vocab_size"):
+        text.vocab_size = max(getattr(text, "vocab_size", 0), _VOCABULARY)
     values = {**config.to_dict(), "model_type": model_type}
     for name in ("transformers_version", "dtype", "auto_map", "architectures"):
         values.pop(name, None)
@@ -233,9 +251,10 @@ class Bench:
         folder: where the runs of a family lie until the next one.
     """
 
+    _making = threading.Lock()
+
     def __init__(self, materials: Materials, pool: Pool, folder: Path) -> None:
         self.materials, self.pool, self.folder = materials, pool, folder
-
         self._started: dict[str, tuple[dict[str, Any], Run] | Cell] = {}
 
     def family(self, model_type: str, layouts: Iterable[str]) -> Iterator[Cell]:
@@ -246,6 +265,7 @@ class Bench:
             return
         for layout in layouts:
             without = layout == "ep" and not has_experts(started[0])
+            without |= layout in OF_TEXT and load_plugin(model_type).objective in EXAMPLES
             yield Cell(model_type, layout, "none") if without else self.cell(model_type, layout)
 
     def cell(self, model_type: str, layout: str) -> Cell:
@@ -270,6 +290,20 @@ class Bench:
         if run is not None:
             shutil.rmtree(run.folder.parent)
         return replace(cell, seconds=time.monotonic() - start)
+
+    def _asked(self, objective: str) -> dict[str, Any]:
+        """What a job says besides; what it trains on is made when first needed."""
+        if objective not in EXAMPLES:
+            return OBJECTIVES[objective]
+        folder = self.folder / "examples"
+        with self._making:
+            if not folder.is_dir():
+                folder.mkdir()
+                recordings(folder / "recordings", 24, shortest=0.5, step=0.02)
+                series(folder / "series.npz", ["cat", "dog", "cow"] * 8)
+        asked = EXAMPLES[objective]
+        sources = [{**source, "path": str(folder / source["path"])} for source in asked["data.sources"]]
+        return {**asked, "data.sources": sources}
 
     def _resume(self, model_type: str, values: dict[str, Any]) -> tuple[Run | None, Cell]:
         """A run that ended one step early and was started again for the last one."""
@@ -338,7 +372,7 @@ class Bench:
             # Adam makes full steps of gradients that are nothing but rounding; this keeps them small.
             "optimizer.eps": 1e-5,
             "parallelism.preflight": "always",
-            **OBJECTIVES[load_plugin(model_type).objective],
+            **self._asked(load_plugin(model_type).objective),
             **changes,
         }
         file = write_job(self.materials, folder, job)
@@ -462,7 +496,8 @@ def table(cells: dict[tuple[str, str], Cell], names: list[str], layouts: list[st
         + ", ".join(f"{name} {version}" for name, version in versions().items())
         + ".",
         "",
-        f"A tiny model of each family, of at least four layers and without dropout, trained {STEPS} optimizer steps of "
+        f"A tiny model of each family, of at least {'two' if origin == 'custom_models' else 'four'} layers and without "
+        f"dropout, trained {STEPS} optimizer steps of "
         "eight rows in float32 on two gloo processes.",
         "",
         "- `=`: loss and gradient norm of every step, and all weights after the last, are those of one process, to "
@@ -472,6 +507,7 @@ def table(cells: dict[tuple[str, str], Cell], names: list[str], layouts: list[st
         "takes the batch in two halves is off as well.",
         "- `–`: refused before the first step, for the reason of that number below.",
         *(["- empty: the family has no experts."] if origin == "transformers" else _LIFE_COLUMNS),
+        *(["- empty: the family reads no text."] if origin == "custom_models" else []),
         "",
         *counts,
         "",

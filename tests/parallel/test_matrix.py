@@ -28,6 +28,8 @@ EXPECTED = {
     "llada": {"fsdp": "equal", "tp": "equal", "pp": "equal", "cp_alltoall": "equal", "resume": "equal"},
     "sba": {"tp": "equal", "pp": "equal", "cp": "refused"},
     "nanochat_plus": {"fsdp": "equal", "tp": "equal", "pp": "refused"},
+    "hgrn_asr": {"fsdp": "equal", "tp": "refused", "resume": "equal"},
+    "hgrn_timeseries": {"fsdp": "equal", "pp": "refused", "cp": "refused"},
 }
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,27 @@ def test_json_lists_what_can_be_trained(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_every_objective_has_a_task_and_a_decoder(listed: dict[str, families.Family]) -> None:
     objectives = {family.objective for family in listed.values()}
-    assert {"autoregressive", "recurrent_depth", "masked_diffusion"} <= objectives <= set(decoders())
+    of_examples = {family.objective for family in listed.values() if family.decodes_with_cache is None}
+    assert of_examples == {"ctc", "classification"}
+    assert {"autoregressive", "recurrent_depth", "masked_diffusion"} <= objectives - of_examples <= set(decoders())
     assert all(family.tasks for family in listed.values())
     assert listed["llada"].tasks == ["masked_diffusion"]
+
+
+def test_families_of_speech_and_series_are_listed_by_head_and_task(
+    listed: dict[str, families.Family], capsys: pytest.CaptureFixture[str]
+) -> None:
+    speech, series = listed["hgrn_asr"], listed["hgrn_timeseries"]
+    assert (speech.heads, speech.tasks) == (["ctc"], ["ctc"])
+    assert (series.heads, series.tasks) == (["sequence_classification"], ["classification"])
+    for family in (speech, series):
+        assert family.trains_here and family.supports["data"].works
+        assert all(family.supports[what].reason for what in ("tensor", "pipeline", "context"))
+    families.main([])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  hgrn_timeseries")]
+    assert re.fullmatch(
+        r"  hgrn_timeseries +classification +classification +sequence_classification  yes +no \d +no \d +no \d", line
+    )
 
 
 def test_what_a_family_refuses_has_its_reason(listed: dict[str, families.Family]) -> None:

@@ -79,6 +79,8 @@ class AudioEncoder:
         cache: Folder for features of unaltered recordings; empty for none.
     """
 
+    unit = "seconds"
+
     def __init__(
         self,
         features: Any,

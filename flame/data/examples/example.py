@@ -43,6 +43,8 @@ class ExampleEncoder(Protocol):
 
     inputs_name: str
     """What the model calls the values of examples."""
+    unit: str
+    """What the lengths of its sources count: ``seconds`` or ``steps``."""
     fingerprint: str
     """Equal for encoders that make equal examples."""
 

@@ -73,6 +73,11 @@ class ExampleLoader(BaseDataLoader):
         return dict(self._record.skipped)
 
     @property
+    def skipped_such_as(self) -> dict[str, str]:
+        """One of them for every reason."""
+        return dict(self._record.examples)
+
+    @property
     def packed(self) -> dict[str, int]:
         """What was counted so far; see ``ExampleMaker.tally``."""
         return dict(self._record.packed)

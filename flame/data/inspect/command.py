@@ -6,22 +6,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice, takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from flame.config import JobConfig, parse, resolve
-from flame.data.encoder import Encoder
+from flame.config.corpora import SOURCE_FORMATS
+from flame.data.examples.loader import ExampleLoader
 from flame.data.fingerprint import fingerprints
+from flame.data.inspect.examples import report as example_report
+from flame.data.inspect.examples.measure import ExampleMeasurement
+from flame.data.inspect.examples.placed import placed_batches
+from flame.data.inspect.examples.render import ExampleRenderer
 from flame.data.inspect.measure import Measurement
 from flame.data.inspect.render import Renderer
 from flame.data.inspect.report import text_table, write_report
 from flame.data.inspect.rows import Rows, source_names
-from flame.data.job import train_loader, validation_loader
+from flame.data.inspect.styles import Styles
+from flame.data.job import AnyEncoder, AnyLoader, train_loader, validation_loader
 from flame.data.loader import Loader
 from flame.errors import ConfigError
 from flame.plugin import load_task
+from flame.spec import load_job
+from flame.tasks.base import Task
 from flame.tokenizer.load import load_tokenizer
 from flame.utils.arguments import Arguments
+
+
+class Read(NamedTuple):
+    """A job as its data need it."""
+
+    config: JobConfig
+    task: Task
+    encoder: AnyEncoder
 
 
 def fingerprint(argv: list[str]) -> int:
@@ -36,7 +53,7 @@ def fingerprint(argv: list[str]) -> int:
     options, job = parser.parse_known_args(argv)
     if options.steps < 1 or options.world < 1:
         raise ConfigError("--steps and --world must be at least 1")
-    config, encoder = read_job(job, options.world)
+    config, _, encoder = read_job(job, options.world)
     loaders = [train_loader(config, encoder, rank, options.world) for rank in range(options.world)]
     try:
         micro_batches = config.training.global_batch_size // (config.training.local_batch_size * options.world)
@@ -63,26 +80,47 @@ def show(argv: list[str]) -> int:
     options, job = parser.parse_known_args(argv)
     if options.rows < 1 or options.step < 1:
         raise ConfigError("-n and --step must be at least 1")
-    config, encoder = read_job(job)
-    tokenizer = load_tokenizer(config.model.tokenizer_path)
+    read = read_job(job)
+    # What is shown comes sooner without other processes.
+    for section in (read.config.training, read.config.validation):
+        section.dataloader.num_workers = 0
     is_terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    with _opened(config, encoder, options.validation) as loader:
-        rows = Rows(loader, config.training.global_batch_size)
-        renderer = Renderer(
-            tokenizer,
-            source_names(config, options.validation),
-            rows.where,
-            color=options.color == "always" or (options.color == "auto" and is_terminal),
-            tokens=options.tokens,
-        )
-        wanted = (placed for placed in rows if placed.step >= options.step)
-        shown = 0
-        for placed in islice(wanted, options.rows):
-            print("\n".join(renderer.lines(placed)), end="\n\n", flush=True)
+    styles = Styles(options.color == "always" or (options.color == "auto" and is_terminal))
+    names = source_names(read.config, options.validation)
+    shown = 0
+    with _opened(read, options.validation) as loader:
+        if isinstance(loader, ExampleLoader):
+            found = _examples_shown(loader, read.task, names, styles, options.tokens, options.step)
+        else:
+            found = _rows_shown(loader, read, names, styles, options.tokens, options.step)
+        for lines in islice(found, options.rows):
+            print("\n".join(lines), end="\n\n", flush=True)
             shown += 1
     if not shown:
         raise ConfigError(f"--step {options.step}: the data ends before that step")
     return 0
+
+
+def _rows_shown(
+    loader: Loader, read: Read, names: list[str], styles: Styles, tokens: bool, first: int
+) -> Iterator[Iterator[str]]:
+    """The lines of every row from a step on."""
+    rows = Rows(loader, read.config.training.global_batch_size)
+    renderer = Renderer(read.task.tokenizer, names, rows.where, styles.color, tokens)
+    for placed in rows:
+        if placed.step >= first:
+            yield renderer.lines(placed)
+
+
+def _examples_shown(
+    loader: ExampleLoader, task: Task, names: list[str], styles: Styles, tokens: bool, first: int
+) -> Iterator[Iterator[str]]:
+    """The lines of every example from a step on."""
+    renderer = ExampleRenderer(loader.plan, names, task.told, styles, tokens)
+    for batch in placed_batches(loader):
+        if batch.step >= first:
+            for row in range(len(batch.examples)):
+                yield renderer.lines(batch, row)
 
 
 def stats(argv: list[str]) -> int:
@@ -98,35 +136,60 @@ def stats(argv: list[str]) -> int:
     options, job = parser.parse_known_args(argv)
     if options.steps < 1:
         raise ConfigError("--steps must be at least 1")
-    config, encoder = read_job(job)
-    with _opened(config, encoder, options.validation) as loader:
-        rows = Rows(loader, config.training.global_batch_size)
-        measurement = Measurement(rows, source_names(config, options.validation), encoder)
-        chosen = takewhile(lambda placed: placed.step <= options.steps, rows)
-        total = options.steps * config.training.global_batch_size
-        for placed in tqdm(chosen, "rows", total=total, disable=not sys.stderr.isatty()):
-            measurement.add(placed)
-        figures = measurement.figures()
-    print(text_table(figures))
-    if options.out:
-        title = config.job.description or config.job.dump_folder
-        print("\n".join(write_report(Path(options.out).expanduser(), title, figures, measurement)))
+    read = read_job(job)
+    out = Path(options.out).expanduser() if options.out else None
+    with _opened(read, options.validation) as loader:
+        count = _count_examples if isinstance(loader, ExampleLoader) else _count_rows
+        for said in count(loader, read, options.steps, options.validation, out):  # type: ignore[arg-type]
+            print(said)
     return 0
 
 
+def _count_rows(loader: Loader, read: Read, steps: int, validation: bool, out: Path | None) -> Iterator[str]:
+    """Goes through rows, and gives what is to be said of them."""
+    size = read.config.training.global_batch_size
+    rows = Rows(loader, size)
+    measurement = Measurement(rows, source_names(read.config, validation), read.encoder)  # type: ignore[arg-type]
+    chosen = takewhile(lambda placed: placed.step <= steps, rows)
+    for placed in tqdm(chosen, "rows", total=steps * size, disable=not sys.stderr.isatty()):
+        measurement.add(placed)
+    figures = measurement.figures()
+    yield text_table(figures)
+    if out:
+        yield from write_report(out, _title(read.config), figures, measurement)
+
+
+def _count_examples(loader: ExampleLoader, read: Read, steps: int, validation: bool, out: Path | None) -> Iterator[str]:
+    """Goes through micro-batches, and gives what is to be said of them."""
+    names = source_names(read.config, validation)
+    mix = "sequence" if validation else read.config.data.mix
+    measurement = ExampleMeasurement(loader, mix, names, read.task.told)
+    chosen = takewhile(lambda batch: batch.step <= steps, placed_batches(loader))
+    for batch in tqdm(chosen, "micro-batches", disable=not sys.stderr.isatty()):
+        measurement.add(batch)
+    figures = measurement.figures()
+    yield example_report.text_table(figures)
+    if out:
+        yield from example_report.write_report(out, _title(read.config), figures, measurement)
+
+
+def _title(config: JobConfig) -> str:
+    return config.job.description or config.job.dump_folder
+
+
 @contextmanager
-def _opened(config: JobConfig, encoder: Encoder, validation: bool) -> Iterator[Loader]:
-    if validation and not config.validation.sources:
+def _opened(read: Read, validation: bool) -> Iterator[AnyLoader]:
+    if validation and not read.config.validation.sources:
         raise ConfigError("--validation: the job has no [[validation.sources]]")
-    loader = (validation_loader if validation else train_loader)(config, encoder)
+    loader = (validation_loader if validation else train_loader)(read.config, read.encoder)
     try:
         yield loader
     finally:
         loader.close()
 
 
-def read_job(job: list[str], world: int = 0) -> tuple[JobConfig, Encoder]:
-    """Reads a job, and makes its task's encoder.
+def read_job(job: list[str], world: int = 0) -> Read:
+    """Reads a job, and makes its task and the task's encoder.
 
     Args:
         job: its command line.
@@ -138,9 +201,12 @@ def read_job(job: list[str], world: int = 0) -> tuple[JobConfig, Encoder]:
 
     config = parse(job, task_options)
     resolve(config, _processes(config, world))
-    task_class = load_task(config.task.name, config.model.plugin_path)
-    tokenizer = load_tokenizer(config.model.tokenizer_path)
-    return config, task_class(config.task, tokenizer=tokenizer, config=config).encoder()  # type: ignore[attr-defined]
+    if config.task.formats == SOURCE_FORMATS:  # text is encoded by the tokenizer alone
+        task_class = load_task(config.task.name, config.model.plugin_path)
+        task = task_class(config.task, tokenizer=load_tokenizer(config.model.tokenizer_path), config=config)
+    else:
+        task = load_job(config).task
+    return Read(config, task, task.encoder())  # type: ignore[attr-defined]
 
 
 def _processes(config: JobConfig, world: int) -> int:

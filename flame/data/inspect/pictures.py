@@ -1,5 +1,6 @@
 """Pictures of a job's data; needs matplotlib (extra ``plots``)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +21,50 @@ def draw(folder: Path, figures: dict[str, Any], measurement: Measurement) -> lis
     Returns:
         The files in ``folder``, each with what it shows.
     """
-    names = [_short(source["name"]) for source in figures["sources"]]
+    names = short_names(figures)
     pictures = [("shares.png", "Shares of tokens")]
-    _draw_shares(folder / "shares.png", names, figures)
+    draw_shares(folder / "shares.png", names, figures["sources"], "share of tokens")
     if any(measurement.lengths):
         pictures.append(("lengths.png", "Lengths of documents"))
-        _draw_lengths(folder / "lengths.png", names, measurement.lengths)
+        draw_lengths(folder / "lengths.png", names, measurement.lengths, "tokens of a document", "share of documents")
     if min(measurement.fill, default=figures["seq_len"]) < figures["seq_len"]:
         pictures.append(("fill.png", "How full rows are"))
         _draw_fill(folder / "fill.png", measurement.fill, figures["seq_len"])
     return pictures
 
 
-def _draw_shares(path: Path, names: list[str], figures: dict[str, Any]) -> None:
+def draw_shares(path: Path, names: list[str], sources: list[dict[str, Any]], what: str) -> None:
+    """Draws the shares of sources as bars, and those wanted as marks, where all are known."""
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.5 * len(names)), layout="constrained")
     places = np.arange(len(names))
-    shares = [source["share"] for source in figures["sources"]]
-    wanted = [source["wanted"] for source in figures["sources"]]
+    shares = [source["share"] for source in sources]
+    wanted = [source["wanted"] for source in sources]
     axes.barh(places, shares, 0.6, label="is")
     if None not in wanted:
         axes.plot(wanted, places, "|", markersize=22, markeredgewidth=2, color="black", label="wanted")
     axes.set_yticks(places, names)
     axes.invert_yaxis()
-    axes.set_xlabel("share of tokens")
+    axes.set_xlabel(what)
     axes.legend(loc="lower right")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _draw_lengths(path: Path, names: list[str], lengths: list[list[int]]) -> None:
+def draw_lengths(path: Path, names: list[str], lengths: Sequence[Sequence[float]], what: str, share: str) -> None:
+    """Draws how lengths are spread in every source, on a logarithmic scale from 1 or the shortest on."""
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
     longest = max(max(each, default=1) for each in lengths)
-    bins = np.unique(np.geomspace(1, longest + 1, 50).astype(int)).tolist()
+    shortest = min(1, *(min(each, default=1) for each in lengths))
+    bins = np.geomspace(max(shortest, 1e-2), longest + 1, 50)
+    # Whole numbers have no bins between them.
+    bins = (np.unique(bins.astype(int)) if shortest == 1 else bins).tolist()
     for name, each in zip(names, lengths, strict=True):
         if each:
             axes.hist(each, bins=bins, weights=np.full(len(each), 1 / len(each)), histtype="step", label=name)
     axes.set_xscale("log")
-    axes.set_xlabel("tokens of a document")
-    axes.set_ylabel("share of documents")
+    axes.set_xlabel(what)
+    axes.set_ylabel(share)
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_fill(path: Path, fill: list[int], seq_len: int) -> None:
@@ -67,12 +73,18 @@ def _draw_fill(path: Path, fill: list[int], seq_len: int) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("filled share of a row")
     axes.set_ylabel("rows")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure and forgets it."""
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def short_names(figures: dict[str, Any]) -> list[str]:
+    """The sources by names that fit beside a picture."""
+    return [_short(source["name"]) for source in figures["sources"]]
 
 
 def _short(name: str) -> str:

@@ -6,10 +6,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from flame.data.inspect.rows import PlacedRow, is_scored
+from flame.data.inspect.styles import Styles
 from flame.data.packing import IGNORE
 from flame.data.rows import DocumentSpan
 
-_DIM, _BOLD, _PLAIN = "\033[2m", "\033[1m", "\033[0m"
 _OPEN, _CLOSE = "⟦", "⟧"
 
 
@@ -41,7 +41,7 @@ class Renderer:
         tokens: bool = False,
     ):
         self._tokenizer, self._names, self._where = tokenizer, names, where
-        self._color, self._tokens = color, tokens
+        self._styles, self._tokens = Styles(color), tokens
 
     def lines(self, placed: PlacedRow) -> Iterator[str]:
         """The lines of a row."""
@@ -54,13 +54,13 @@ class Renderer:
             f"{int((labels != IGNORE).sum())} of {len(labels)} labels scored",
             *([f"{len(labels) - filled} padding"] if filled < len(labels) else []),
         ]
-        yield self._bold(f"━━ step {placed.step}, row {placed.number} (lane {row.lane}): {', '.join(figures)}")
+        yield self._styles.bold(f"━━ step {placed.step}, row {placed.number} (lane {row.lane}): {', '.join(figures)}")
         for span in spans:
             yield from self._document(placed, span)
         if filled < len(labels):
-            yield self._bold(f"── padding, {len(labels) - filled} tokens")
+            yield self._styles.bold(f"── padding, {len(labels) - filled} tokens")
         if len(ids) and not spans:
-            yield self._dim("   the lane has ended")
+            yield self._styles.dim("   the lane has ended")
 
     def _document(self, placed: PlacedRow, span: DocumentSpan) -> Iterator[str]:
         row = placed.row
@@ -72,15 +72,15 @@ class Renderer:
             begin = [f"go on from {inside[0]}"] if inside[0] else []
             restart = [f"restart at {', '.join(map(str, restarts))}"] if restarts else []
             positions = f"; positions {' and '.join([*begin, *restart])}"
-        yield self._bold(f"── [{span.start}:{span.stop}] document {span.document} of {name}{positions}")
+        yield self._styles.bold(f"── [{span.start}:{span.stop}] document {span.document} of {name}{positions}")
         where = self._where(span)
         if where != name:
-            yield self._dim(f"   {where}")
+            yield self._styles.dim(f"   {where}")
         scored = is_scored(row)
         yield from (self._token_lines if self._tokens else self._text_lines)(placed, span, scored)
         label = row.values[1, span.stop - 1]
         if label != IGNORE and not scored[span.stop : span.stop + 1].any():
-            yield self._dim(f"   cut; the token that follows is scored: {self._decoded(np.array([label]))!r}")
+            yield self._styles.dim(f"   cut; the token that follows is scored: {self._decoded(np.array([label]))!r}")
 
     def _text_lines(self, placed: PlacedRow, span: DocumentSpan, all_scored: np.ndarray) -> Iterator[str]:
         ids = placed.row.values[0, span.start : span.stop]
@@ -102,19 +102,10 @@ class Renderer:
             target = "-" if label == IGNORE else f"{label} {self._decoded(values[1, place : place + 1])!r}"
             text = repr(self._decoded(values[0, place : place + 1]))
             line = f"{place:>6}{position}{values[0, place]:>8}  {text:<20} -> {target}"
-            yield line if scored[place] else self._dim(line)
+            yield line if scored[place] else self._styles.dim(line)
 
     def _decoded(self, ids: np.ndarray) -> str:
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _unscored(self, text: str) -> str:
-        if not self._color:
-            return f"{_OPEN}{text}{_CLOSE}"
-        # A pager ends colours at the end of a line.
-        return "\n".join(f"{_DIM}{line}{_PLAIN}" for line in text.split("\n"))
-
-    def _dim(self, text: str) -> str:
-        return f"{_DIM}{text}{_PLAIN}" if self._color else text
-
-    def _bold(self, text: str) -> str:
-        return f"{_BOLD}{text}{_PLAIN}" if self._color else text
+        return self._styles.dim(text) if self._styles.color else f"{_OPEN}{text}{_CLOSE}"

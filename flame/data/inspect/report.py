@@ -1,55 +1,37 @@
 """What ``flame data stats`` says: a table, a JSON file, and a page with pictures."""
 
-import importlib.util
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flame.data.inspect.measure import QUANTILES, Measurement
-from flame.errors import DataError
+from flame.data.inspect.pages import Pictures, aligned, page, skipped_sentences, write_pages
 
 _HEADS = ("source", "tokens", "share", "wanted", "scored", "documents", *QUANTILES)
 
 
 def text_table(figures: dict[str, Any]) -> str:
     """The figures for a terminal; lengths of documents are in tokens, by quantile."""
-    rows = [_HEADS, *(_cells(source) for source in figures["sources"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADS))]
-    lines = [
-        "  ".join(_aligned(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
-    return "\n".join([*lines, "", *_sentences(figures)])
+    return "\n".join([*aligned(_rows(figures)), "", *_sentences(figures)])
 
 
 def write_report(folder: Path, title: str, figures: dict[str, Any], measurement: Measurement) -> list[str]:
-    """Writes ``stats.json`` and ``report.md``, with pictures if matplotlib is there.
+    """Writes the page, its figures and pictures; see ``write_pages``."""
 
-    Returns:
-        What to tell the user: where the report is, and what it lacks.
+    def text(pictures: Pictures) -> str:
+        lengths = "The last columns are lengths of documents in tokens, by quantile."
+        return page(title, _rows(figures), lengths, _sentences(figures), pictures)
 
-    Raises:
-        DataError: The folder cannot be written.
-    """
-    can_draw = importlib.util.find_spec("matplotlib") is not None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "stats.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        pictures = _draw(folder, figures, measurement) if can_draw else []
-        (folder / "report.md").write_text(_page(title, figures, pictures), encoding="utf-8")
-    except OSError as error:
-        raise DataError(
-            f"cannot write the report into {folder} ({error.strerror}): name another folder with --out"
-        ) from error
-    missing = [] if can_draw else ['no pictures without matplotlib: pip install "flame[plots]"']
-    return [f"report: {folder / 'report.md'}", *missing]
+    return write_pages(folder, figures, lambda folder: _draw(folder, figures, measurement), text)
 
 
-def _draw(folder: Path, figures: dict[str, Any], measurement: Measurement) -> list[tuple[str, str]]:
+def _draw(folder: Path, figures: dict[str, Any], measurement: Measurement) -> Pictures:
     from flame.data.inspect.pictures import draw
 
     return draw(folder, figures, measurement)
+
+
+def _rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [_HEADS, *(_cells(source) for source in figures["sources"])]
 
 
 def _cells(source: dict[str, Any]) -> tuple[str, ...]:
@@ -66,10 +48,6 @@ def _cells(source: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _aligned(cell: str, width: int, column: int) -> str:
-    return f"{cell:<{width}}" if column == 0 else f"{cell:>{width}}"
-
-
 def _sentences(figures: dict[str, Any]) -> list[str]:
     said = [
         f"{figures['steps']:,} steps, {figures['rows']:,} rows of {figures['seq_len']:,} tokens "
@@ -84,17 +62,5 @@ def _sentences(figures: dict[str, Any]) -> list[str]:
     if packed := figures["packed"]:
         told = [name for name in ("documents", "cut", "too long", "tokens left out") if name in packed]
         said.append("in the blocks packed for them: " + ", ".join(f"{packed[name]:,} {name}" for name in told))
-    said += [
-        f"{count:,} x {reason}, such as {figures['examples'].get(reason, '')}"
-        for reason, count in sorted(figures["skipped"].items(), key=lambda item: -item[1])
-    ]
+    said += skipped_sentences(figures["skipped"], figures["examples"])
     return said
-
-
-def _page(title: str, figures: dict[str, Any], pictures: Sequence[tuple[str, str]]) -> str:
-    cells = [_HEADS, ("---", *["---:"] * (len(_HEADS) - 1)), *(_cells(source) for source in figures["sources"])]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
-    sentences = "\n".join(f"- {sentence}" for sentence in _sentences(figures))
-    shown = "\n\n".join(f"![{name}]({file})" for file, name in pictures)
-    lengths = "The last columns are lengths of documents in tokens, by quantile."
-    return "\n\n".join(part for part in (f"# Data of {title}", table, lengths, sentences, shown) if part) + "\n"

@@ -41,6 +41,8 @@ class SeriesEncoder:
         alterations: What training draws.
     """
 
+    unit = "steps"
+
     def __init__(self, features: Any, inputs_name: str, classes: Sequence[str] | None, alterations: SeriesAlterations):
         self.inputs_name = inputs_name
         self.features = CarriedFeatures(features)

@@ -46,6 +46,12 @@ def test_what_does_not_is_refused(data, message):
         check_mixing(data, [])
 
 
+def test_long_examples_may_be_cut_and_none_are_packed():
+    check_mixing(section(1, 1, too_long="cut"), [], reads_text=False)
+    with pytest.raises(ConfigError, match="data.packing = 'rows' has no effect"):
+        check_mixing(section(1, 1, packing="rows"), [], reads_text=False)
+
+
 def test_epochs_of_validation_sources_are_refused():
     with pytest.raises(ConfigError, match=r"validation.sources.0.epochs = 2 has no effect"):
         check_mixing(section(1, 1), [Source("c", epochs=2)])

@@ -100,3 +100,12 @@ def test_code_in_the_folder_is_asked_for_only_when_it_may_run(tmp_path: Path) ->
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be loaded"):
         family_of(str(tmp_path))
+
+
+def test_what_a_backbone_needs_its_family_needs(tmp_path: Path) -> None:
+    values = {"model_type": "hgrn_timeseries", "hidden_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert not family_of(str(tmp_path)).needs_triton
+    backbone = {"model_type": "mamba3", "hidden_size": 64, "num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps({**values, "backbone": backbone}))
+    assert family_of(str(tmp_path)).needs_triton

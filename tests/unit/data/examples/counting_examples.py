@@ -40,6 +40,7 @@ class CountingEncoder:
     """``path`` of a source is ``name:size`` or ``name:size:bad``."""
 
     inputs_name = "input_values"
+    unit = "steps"
     fingerprint = "counting"
 
     def __init__(self, spread: int = 20):
