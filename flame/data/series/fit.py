@@ -35,7 +35,7 @@ def fit_series(features: Any, config: JobConfig, regression: bool) -> Fitted:
         regression: Whether labels are numbers to predict.
 
     Raises:
-        DataError: A source cannot be read, or has labels of the other kind.
+        DataError: A source cannot be read, or has no labels, or some of the other kind.
     """
     opened = [open_series(source) for source in config.data.sources]
     known = known_features(config)
@@ -48,7 +48,11 @@ def fit_series(features: Any, config: JobConfig, regression: bool) -> Fitted:
     names: set[str] = set()
     numbers: list[float] = []
     for source, one in zip(config.data.sources, opened, strict=True):
-        if one.labelled and (one.classes is None) != regression:
+        if not one.labelled:
+            raise DataError(f"'{source.path}' has no labels: set label_column to the column that holds them")
+        if regression:
+            one.take_as_numbers()
+        if (one.classes is None) != regression:
             found = "numbers" if one.classes is None else "classes"
             raise DataError(
                 f"'{source.path}' has {found} for labels: set task.regression = {str(not regression).lower()}"
