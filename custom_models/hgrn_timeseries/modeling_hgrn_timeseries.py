@@ -41,7 +41,7 @@ class Pooling(nn.Module):
         super().__init__()
         self.kind = config.pooling
         if self.kind == "attention":
-            self.score = nn.Linear(config.hidden_size, 1)
+            self.score = nn.Linear(config.hidden_size, 1, bias=False)  # one would change no weight
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """``mask`` [B, T] is False in padding; a row of padding gives zeros."""
