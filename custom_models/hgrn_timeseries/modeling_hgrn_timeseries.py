@@ -123,6 +123,9 @@ class HgrnTimeseriesForSequenceClassification(HgrnTimeseriesPreTrainedModel):
         hidden = self.model(input_values, attention_mask=attention_mask).last_hidden_state
         mask = patch_mask(pad_mask(attention_mask), self.config.patch_size)
         logits = self.score(self.dropout(self.pooling(hidden, mask)))
+        if self.config.problem_type == "regression":
+            # In the head's weights, large numbers would decay, and change by steps far too small for them.
+            logits = logits.float() * self.config.label_std + self.config.label_mean
         loss = None
         if labels is not None and self.config.problem_type == "regression":
             loss = F.mse_loss(logits.float().view(labels.shape), labels.float())

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flame.config import JobConfig
-from flame.data.examples.known import known_classes, known_features
+from flame.data.examples.known import known_classes, known_features, known_spread
 from flame.data.series.open import open_series
 from flame.data.series.statistics import series_statistics
 from flame.errors import DataError
@@ -63,7 +63,7 @@ def fit_series(features: Any, config: JobConfig, regression: bool) -> Fitted:
         order = {name: at for one in opened for at, name in enumerate(one.classes or ())}
         return Fitted(known_classes(config) or sorted(names, key=lambda name: (order[name], name)), (0.0, 1.0))
     finite = np.array(numbers)[np.isfinite(numbers)]
-    return Fitted([], (float(finite.mean()), float(finite.std()) or 1.0))
+    return Fitted([], known_spread(config) or (float(finite.mean()), float(finite.std()) or 1.0))
 
 
 def _check_channels(features: Any, config: JobConfig, channels: int) -> None:

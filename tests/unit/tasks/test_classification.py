@@ -129,6 +129,7 @@ def test_predictions_begin_at_the_mean_of_the_numbers(tmp_path: Path) -> None:
     source = write_series(tmp_path, targets)
     task, cls, config = extended(job_of(tmp_path, source), regression=True)
     assert config.num_labels == 1 and config.problem_type == "regression"
+    assert (config.label_mean, config.label_std) == pytest.approx((targets.mean(), targets.std()))
     model = plain_model(cls, config, 0)
     encoder = task.encoder()
     made = [encoder.encode(record, None, "") for record in encoder.open(source).read(range(40))]
@@ -185,6 +186,20 @@ def test_classes_and_statistics_are_those_of_the_run_that_goes_on(tmp_path: Path
     again, _, _ = extended(job)
     assert again.classes == ["a", "c"]
     assert again.features.mean == task.features.mean and again.features.std == task.features.std
+
+
+def test_predictions_are_in_the_numbers_of_the_run_that_goes_on(tmp_path: Path) -> None:
+    job = job_of(tmp_path, write_series(tmp_path / "1", np.array([1.0, 3.0])))
+    job.checkpoint.enable = True
+    task, _, config = extended(job, regression=True)
+    model = tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    config.save_pretrained(model)
+    (model / "preprocessor_config.json").write_text(json.dumps(task.features.to_dict()))
+    (tmp_path / "run" / job.checkpoint.folder / "step-1").mkdir(parents=True)
+    job.data.sources = [write_series(tmp_path / "2", np.array([100.0, 300.0]))]
+    _, _, again = extended(job, regression=True)
+    assert (again.label_mean, again.label_std) == (2.0, 1.0)
 
 
 @pytest.mark.parametrize("regression, labels, found", [(True, ["a", "b"], "classes"), (False, [0.5, 1.25], "numbers")])
