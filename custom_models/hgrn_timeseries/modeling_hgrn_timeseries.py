@@ -105,7 +105,7 @@ class HgrnTimeseriesForSequenceClassification(HgrnTimeseriesPreTrainedModel):
         self.model = HgrnTimeseriesModel(config)
         self.pooling = Pooling(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
     def forward(

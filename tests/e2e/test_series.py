@@ -132,7 +132,8 @@ def classified(capsys: pytest.CaptureFixture[str]) -> Classify:
     def run_it(run: Run, *words: Any) -> tuple[int, str, str]:
         capsys.readouterr()
         code = cli.run(classify.main, ["--model", str(run.folder / "hf" / "latest"), *map(str, words)])
-        return code, *capsys.readouterr()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
     return run_it
 
@@ -229,7 +230,7 @@ def test_what_cannot_be_classified_is_one_line(
     assert code == 2 and "broken.npz" in err and len(err.splitlines()) == 1
 
 
-def test_a_stranger_gives_the_same_classes(classes: tuple[Run, Data], tmp_path: Path) -> None:
+def test_a_stranger_gives_the_same_classes(classes: tuple[Run, Data], classified: Classify, tmp_path: Path) -> None:
     run, _ = classes
     rng = np.random.default_rng(10)
     wanted = [*CLASSES, *CLASSES]
@@ -238,19 +239,8 @@ def test_a_stranger_gives_the_same_classes(classes: tuple[Run, Data], tmp_path: 
     without_flame = {**environment(), "PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     done = subprocess.run(command, capture_output=True, text=True, env=without_flame, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(told(run, tmp_path / "unseen.npz"))
-
-
-def told(run: Run, file: Path) -> list[str]:
-    """The classes that flame tells."""
-    from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification
-
-    from flame.inference.classify import _predicted
-
-    folder = run.folder / "hf" / "latest"
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    features = AutoFeatureExtractor.from_pretrained(folder)
-    return [next(iter(_predicted(model, features, values))) for values in np.load(file)["X"]]
+    _, out, _ = classified(run, tmp_path / "unseen.npz", "--json")
+    assert done.stdout.splitlines()[-1] == str([json.loads(line)["class"] for line in out.splitlines()])
 
 
 def test_numbers_are_learnt(numbers: tuple[Run, Data]) -> None:

@@ -121,7 +121,8 @@ class Transcriber:
         self.capsys.readouterr()
         arguments = ["--model", str(run.folder / "hf" / "latest"), *map(str, words)]
         code = cli.run(transcribe.main, arguments)
-        return Transcript(code, *self.capsys.readouterr())
+        captured = self.capsys.readouterr()
+        return Transcript(code, captured.out, captured.err)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import torch
 
 from custom_models.hgrn_timeseries import HgrnTimeseriesConfig, features
 from flame.config import JobConfig, Source
-from flame.confusion import draw_confusion, macro_f1
 from flame.data.examples.example import IGNORE, Example
+from flame.data.series.encoder import SeriesEncoder
 from flame.data.sources.records import BadRow
 from flame.errors import ConfigError, DataError
 from flame.losses import IGNORE_INDEX
@@ -50,6 +50,12 @@ def extended(job: JobConfig, **options: Any) -> tuple[Classification, Any, Any]:
     cls = model_class(load_plugin("hgrn_timeseries"), config, "sequence_classification")
     task.extend(cls, config)
     return task, cls, config
+
+
+def read(encoder: SeriesEncoder, source: Source, count: int) -> list[Any]:
+    """The first examples of a source."""
+    records: list[Any] = encoder.open(source).read(range(count))
+    return [encoder.encode(record, None, "") for record in records]
 
 
 def outputs(*rows: list[float]) -> Any:
@@ -107,8 +113,7 @@ def test_whole_numbers_may_be_predicted_too(tmp_path: Path) -> None:
     source = write_series(tmp_path, np.array([3, 20, 7]))
     task, _, _ = extended(job_of(tmp_path, source), regression=True)
     encoder = task.encoder()
-    records = encoder.open(source).read(range(3))
-    assert [encoder.encode(record, None, "").labels.tolist() for record in records] == [[3.0], [20.0], [7.0]]  # type: ignore[union-attr]
+    assert [made.labels.tolist() for made in read(encoder, source, 3)] == [[3.0], [20.0], [7.0]]
     assert extended(job_of(tmp_path, source))[0].classes == ["3", "7", "20"]
 
 
@@ -117,8 +122,7 @@ def test_a_number_that_is_minus_100_is_scored_like_any_other(tmp_path: Path) -> 
     source = write_series(tmp_path, targets)
     task, _, _ = extended(job_of(tmp_path, source), regression=True)
     encoder = task.encoder()
-    made = [encoder.encode(record, None, "") for record in encoder.open(source).read(range(4))]
-    labels = torch.from_numpy(np.stack([one.labels for one in made if isinstance(one, Example)]))
+    labels = torch.from_numpy(np.stack([made.labels for made in read(encoder, source, 4)]))
     assert int(task.scored({}, labels)) == 4
     assert labels[:, 0].tolist() == pytest.approx(targets.tolist(), abs=1e-4)
     assert encoder.blank().labels.tolist() == [IGNORE]
@@ -132,9 +136,9 @@ def test_predictions_begin_at_the_mean_of_the_numbers(tmp_path: Path) -> None:
     assert (config.label_mean, config.label_std) == pytest.approx((targets.mean(), targets.std()))
     model = plain_model(cls, config, 0)
     encoder = task.encoder()
-    made = [encoder.encode(record, None, "") for record in encoder.open(source).read(range(40))]
-    values = torch.from_numpy(np.stack([one.values for one in made if isinstance(one, Example)]))
-    labels = torch.from_numpy(np.stack([one.labels for one in made if isinstance(one, Example)]))
+    examples = read(encoder, source, 40)
+    values = torch.from_numpy(np.stack([made.values for made in examples]))
+    labels = torch.from_numpy(np.stack([made.labels for made in examples]))
     with torch.no_grad():
         found = model.eval()(input_values=values)
     assert (found.logits - targets.mean()).abs().max() < targets.std()
@@ -150,7 +154,7 @@ def test_classes_and_their_names_are_the_training_sets(tmp_path: Path) -> None:
     assert config.id2label == {0: "a", 1: "b", 2: "c"} and config.label2id["c"] == 2 and config.num_labels == 3
     assert config.problem_type == "single_label_classification"
     encoder = task.encoder()
-    assert [encoder.encode(record, None, "").labels.tolist() for record in encoder.open(two).read([0, 1])] == [[2], [0]]  # type: ignore[union-attr]
+    assert [made.labels.tolist() for made in read(encoder, two, 2)] == [[2], [0]]
     with pytest.raises(DataError, match="class 'd', which the training set does not have"):
         encoder.open(write_series(tmp_path / "3", np.array(["a", "d"])))
 
@@ -167,9 +171,9 @@ def test_values_are_normalised_by_the_training_sets_mean_and_deviation(tmp_path:
     assert task.features.mean == pytest.approx(values.mean(0).tolist())
     assert task.features.std == pytest.approx(values.std(0).tolist())
     encoder = task.encoder()
-    made = [encoder.encode(record, None, "").values for record in encoder.open(source).read(range(10))]  # type: ignore[union-attr]
-    assert np.concatenate(made).mean(0) == pytest.approx([0, 0], abs=1e-6)
-    assert np.concatenate(made).std(0) == pytest.approx([1, 1], rel=1e-5)
+    made = np.concatenate([made.values for made in read(encoder, source, 10)])
+    assert made.mean(0) == pytest.approx([0, 0], abs=1e-6)
+    assert made.std(0) == pytest.approx([1, 1], rel=1e-5)
 
 
 def test_classes_and_statistics_are_those_of_the_run_that_goes_on(tmp_path: Path) -> None:
@@ -289,23 +293,3 @@ def test_validation_of_numbers_tells_errors_and_r2(tmp_path: Path) -> None:
     assert figures["mae"] == pytest.approx(np.abs(errors).mean())
     assert figures["rmse"] == pytest.approx(np.sqrt((errors**2).mean()))
     assert figures["r2"] == pytest.approx(1 - (errors**2).sum() / ((wanted - wanted.mean()) ** 2).sum())
-
-
-def test_macro_f1_is_the_mean_over_classes_that_occur_or_are_predicted() -> None:
-    # Class 0: precision 2/3, recall 2/2; class 1: precision 1/2, recall 1/3; class 2 is predicted only once, wrongly.
-    confusion = torch.tensor([[2, 0, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
-    assert macro_f1(confusion) == pytest.approx((4 / 5 + 2 / 5 + 0) / 3)
-    assert macro_f1(torch.zeros(3, 3)) == 0
-    assert macro_f1(torch.diag(torch.tensor([4, 5]))) == 1
-
-
-@pytest.mark.parametrize("count", [2, 30])
-def test_the_confusion_matrix_is_drawn(tmp_path: Path, count: int) -> None:
-    task = task_of()
-    task.classes = [f"class {number}" for number in range(count)]
-    task.validated(7, {"confusion": torch.randint(5, (count, count)).double()}, tmp_path / "validation")
-    assert (tmp_path / "validation" / "confusion-7.png").read_bytes().startswith(b"\x89PNG")
-    draw_confusion(torch.zeros(count, count), task.classes, tmp_path / "empty.png")
-    assert (tmp_path / "empty.png").is_file()
-    task.validated(8, {"squares": torch.tensor(1.0)}, tmp_path / "validation")
-    assert len(list((tmp_path / "validation").iterdir())) == 1
