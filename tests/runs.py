@@ -144,7 +144,7 @@ def write_job(materials: Materials, folder: Path, changes: Mapping[str, Any] | N
     Args:
         materials: what it trains on.
         folder: the run folder; the job file lies beside it.
-        changes: dotted key -> value.
+        changes: dotted key -> value; None leaves a key of all tiny jobs out.
     """
     values: dict[str, Any] = {
         "job.dump_folder": str(folder),
@@ -168,7 +168,8 @@ def write_job(materials: Materials, folder: Path, changes: Mapping[str, Any] | N
     }
     path = folder.with_name(folder.name + ".toml")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("# A tiny job.\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items()))
+    lines = (f"{key} = {_toml(value)}\n" for key, value in values.items() if value is not None)
+    path.write_text("# A tiny job.\n" + "".join(lines))
     return path
 
 

@@ -4,7 +4,7 @@ Both families that read sequences of numbers have this file; it depends on their
 """
 
 import copy
-import importlib
+import importlib.util
 import math
 from typing import Any
 

@@ -25,6 +25,8 @@ class HgrnTimeseriesConfig(PreTrainedConfig):
         dropout: after mixers, MLPs and before the head.
         norm_eps: epsilon of the norms.
         initializer_range: standard deviation of fresh weights.
+        label_mean: of numbers to predict; the head says by how many deviations they differ from it.
+        label_std: their standard deviation in the training set.
 
     Raises:
         ValueError: sizes that cannot be.
@@ -47,6 +49,8 @@ class HgrnTimeseriesConfig(PreTrainedConfig):
         dropout: float = 0.1,
         norm_eps: float = 1e-6,
         initializer_range: float = 0.02,
+        label_mean: float = 0.0,
+        label_std: float = 1.0,
         **kwargs,
     ):
         if min(num_channels, patch_size, hidden_size, num_hidden_layers) < 1:
@@ -71,6 +75,8 @@ class HgrnTimeseriesConfig(PreTrainedConfig):
         self.dropout = dropout
         self.norm_eps = norm_eps
         self.initializer_range = initializer_range
+        self.label_mean = label_mean
+        self.label_std = label_std
         super().__init__(**kwargs)
 
     @property

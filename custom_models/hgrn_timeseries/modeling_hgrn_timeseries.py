@@ -41,7 +41,7 @@ class Pooling(nn.Module):
         super().__init__()
         self.kind = config.pooling
         if self.kind == "attention":
-            self.score = nn.Linear(config.hidden_size, 1)
+            self.score = nn.Linear(config.hidden_size, 1, bias=False)  # one would change no weight
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """``mask`` [B, T] is False in padding; a row of padding gives zeros."""
@@ -105,7 +105,7 @@ class HgrnTimeseriesForSequenceClassification(HgrnTimeseriesPreTrainedModel):
         self.model = HgrnTimeseriesModel(config)
         self.pooling = Pooling(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
     def forward(
@@ -123,6 +123,9 @@ class HgrnTimeseriesForSequenceClassification(HgrnTimeseriesPreTrainedModel):
         hidden = self.model(input_values, attention_mask=attention_mask).last_hidden_state
         mask = patch_mask(pad_mask(attention_mask), self.config.patch_size)
         logits = self.score(self.dropout(self.pooling(hidden, mask)))
+        if self.config.problem_type == "regression":
+            # In the head's weights, large numbers would decay, and change by steps far too small for them.
+            logits = logits.float() * self.config.label_std + self.config.label_mean
         loss = None
         if labels is not None and self.config.problem_type == "regression":
             loss = F.mse_loss(logits.float().view(labels.shape), labels.float())

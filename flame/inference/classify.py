@@ -6,6 +6,7 @@ flame classify --model exp/ecg/hf/latest --steps one_series.csv     # rows are s
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,9 +88,16 @@ def _read(path: str, options: Any) -> Iterator[tuple[str, np.ndarray, Any]]:
 
 def _one_series(path: str) -> np.ndarray:
     try:
-        return np.loadtxt(path, dtype=np.float64, delimiter="," if path.endswith(".csv") else None, ndmin=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a file without rows
+            table = np.loadtxt(path, dtype=np.float64, delimiter="," if path.endswith(".csv") else None, ndmin=2)
     except (OSError, ValueError) as error:
         raise DataError(f"--steps: '{path}' is no table of numbers ({error}); leave its header out") from error
+    if not len(table):
+        raise DataError(f"--steps: '{path}' holds no steps: give a row of numbers for each")
+    if np.isinf(table).any():
+        raise DataError(f"--steps: '{path}' holds infinite values: take them out, or write nan for what is missing")
+    return table
 
 
 @torch.no_grad()
@@ -111,12 +119,12 @@ class _Tally:
     """Prints predictions, and how many were right."""
 
     def __init__(self) -> None:
-        self.right, self.labelled, self.errors = 0, 0, 0.0
+        self.right, self.labelled, self.errors, self.are_numbers = 0, 0, 0.0, False
 
     def show(self, name: str, predicted: dict[str, float], label: Any, as_json: bool) -> None:
         """Prints one, and counts it."""
         best = next(iter(predicted))
-        is_number = not best
+        is_number = self.are_numbers = not best
         known = label is not None
         self.labelled += known
         if known and is_number:
@@ -134,7 +142,7 @@ class _Tally:
         """Prints the sum, if series had labels."""
         if not self.labelled or as_json:
             return
-        if self.errors:
+        if self.are_numbers:
             print(f"mean absolute error {self.errors / self.labelled:.4g} over {self.labelled} series")
         else:
             print(f"{self.right} of {self.labelled} right: accuracy {self.right / self.labelled:.4f}")

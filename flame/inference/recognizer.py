@@ -91,7 +91,9 @@ class Recognizer:
     def _border(self, scores: np.ndarray) -> int:
         """Steps from the first that belong to words which have ended: up to the last space or long pause."""
         best = scores.argmax(1)
-        spaces = [step for step, label in enumerate(best.tolist()) if self.pieces[label].startswith(" ")]
+        # The first steps of labels: the others would be read as the label once more.
+        firsts = np.flatnonzero(np.diff(best, prepend=-1))
+        spaces = [int(step) for step in firsts if self.pieces[best[step]].startswith(" ")]
         said = np.flatnonzero(best != self.blank)
         pause = len(best) - (int(said[-1]) + 1 if len(said) else 0)
         if pause >= _PAUSE:
@@ -124,7 +126,8 @@ class Recognizer:
         """Logarithms of probabilities [T, V] of segments that are heard with what is around them."""
         rate, ratio = self.features.sampling_rate, self.model.config.inputs_to_logits_ratio
         length = max(1, round(self.segment * rate / ratio)) * ratio
-        around = round(self.overlap * rate / ratio) * ratio
+        # At least what the last frame of a segment reaches beyond it.
+        around = max(round(self.overlap * rate / ratio), -(-self.features.frame_samples // ratio)) * ratio
         samples, before = np.zeros(0, np.float32), 0  # of which ``before`` have been given
         for block in blocks(path, rate, self.segment):
             samples = np.concatenate([samples, block])

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         try:
             _transcribe(recognizer, path, options.json, options.timestamps, len(options.recording) > 1)
         except AudioError as error:  # of this file alone
-            print(f"\nflame: error: {error}", file=sys.stderr)
+            print(f"flame: error: {error}", file=sys.stderr)
             failed += 1
     return USAGE_ERROR if failed else 0
 
@@ -79,12 +79,17 @@ def _transcribe(recognizer: Recognizer, path: str, as_json: bool, timestamps: bo
     found: list[TimedWord] = []
     if is_one_of_many and not as_json:
         print(f"{path}: ", end="\n" if timestamps else "", flush=True)
-    for word in recognizer.transcribe(path):
-        found.append(word)
-        if timestamps and not as_json:
-            print(f"{word.start:9.2f} {word.stop:9.2f}  {word.text}", flush=True)
-        elif not as_json:
-            print(word.text, end=" ", flush=True)
+    is_one_line = not (as_json or timestamps)
+    try:
+        for word in recognizer.transcribe(path):
+            found.append(word)
+            if is_one_line:
+                print(word.text, end=" ", flush=True)
+            elif not as_json:
+                print(f"{word.start:9.2f} {word.stop:9.2f}  {word.text}", flush=True)
+    finally:
+        if is_one_line:
+            print(flush=True)  # also before the error of a file that breaks off
     took = time.perf_counter() - started
     if as_json:
         words = [word._asdict() for word in found]
@@ -92,7 +97,5 @@ def _transcribe(recognizer: Recognizer, path: str, as_json: bool, timestamps: bo
         record = {"file": path, "text": text, "seconds": seconds, "real_time_factor": took / seconds, "words": words}
         print(json.dumps(record, ensure_ascii=False), flush=True)
         return
-    if not timestamps:
-        print()
     speed = f"{seconds:.1f} s of sound in {took:.2f} s: real-time factor {took / seconds:.4f}"
     print(f"  {speed}", file=sys.stderr)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -104,7 +103,7 @@ class Classification(Task):
         if self.options.regression:
             self._spread = fitted.spread
             config.num_labels, config.problem_type = 1, "regression"
-            model_class.initialise = staticmethod(self._aim)  # type: ignore[attr-defined]
+            config.label_mean, config.label_std = self._spread
             return
         self.classes = fitted.classes
         config.problem_type = "single_label_classification"
@@ -177,13 +176,6 @@ class Classification(Task):
             "targets": targets.sum(),
             "target_squares": (targets**2).sum(),
         }
-
-    @torch.no_grad()
-    def _aim(self, model: nn.Module) -> None:
-        """Starts predictions at the mean of the training set's numbers, and in their size."""
-        head: Any = model.get_submodule("score")
-        head.weight *= self._spread[1]
-        head.bias.fill_(self._spread[0])
 
 
 TASK = Classification

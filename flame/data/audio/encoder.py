@@ -17,6 +17,7 @@ from flame.data.encoder import tokenizer_fingerprint
 from flame.data.examples.example import IGNORE, Example, ExampleSource, Key
 from flame.data.examples.features import CarriedFeatures
 from flame.data.sources.records import BadRow
+from flame.errors import DataError
 
 if TYPE_CHECKING:
     from flame.config import Source
@@ -145,7 +146,11 @@ class AudioEncoder:
         return Example(np.zeros((1, self.features.feature_size), np.float32), np.full(1, IGNORE, np.int64))
 
     def labels(self, text: str, where: str) -> np.ndarray | BadRow:
-        """The label ids of a transcript, int64 [L]."""
+        """The label ids of a transcript, int64 [L].
+
+        Raises:
+            DataError: It has unknown characters, and those end the run.
+        """
         how = self._transcription
         text = normalise_transcript(text, how.language) if how.language else text
         ids = np.array(how.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
@@ -154,7 +159,10 @@ class AudioEncoder:
                 ids = ids[ids != how.unknown_id]
             elif how.unknown != "keep":
                 unknown = {character for character in text if self._is_unknown(character)}
-                return BadRow("unknown characters", where, f"{''.join(sorted(unknown))!r} in {text[:60]!r}")
+                bad = BadRow("unknown characters", where, f"{''.join(sorted(unknown))!r} in {text[:60]!r}")
+                if how.unknown == "error":
+                    raise DataError(f"{bad}: mend the transcript, or set task.unknown to 'skip', 'drop' or 'keep'")
+                return bad
         ids = ids[ids != how.blank]
         return ids if len(ids) else BadRow("empty transcript", where)
 

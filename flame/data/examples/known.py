@@ -19,6 +19,14 @@ def known_classes(config: JobConfig) -> list[str]:
     return [labels[number] for number in sorted(labels, key=int)]
 
 
+def known_spread(config: JobConfig) -> tuple[float, float] | None:
+    """Mean and deviation of the numbers that it predicts, as its ``config.json`` says; None for a model that is new."""
+    values = _first(config, "config.json")
+    if values.get("problem_type") != "regression" or "label_std" not in values:
+        return None
+    return values["label_mean"], values["label_std"]
+
+
 def _first(config: JobConfig, name: str) -> dict[str, Any]:
     for folder in _folders(config):
         if (folder / name).is_file() and (folder / "preprocessor_config.json").is_file():

@@ -97,6 +97,9 @@ class ExampleMaker:
         record = source.read([one.document])[0]
         where = source.where(one.document)
         made = record if isinstance(record, BadRow) else plan.encoder.encode(record, plan.key(one), where)
+        if isinstance(made, Example) and len(made.values) > plan.longest and not plan.cuts:
+            detail = f"{len(made.values)} steps where {one.steps} were told, training.seq_len = {plan.longest}"
+            made = BadRow("longer than training.seq_len", where, detail)
         if isinstance(made, BadRow):
             self._bad += 1
             self.policy.skip(made)

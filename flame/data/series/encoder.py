@@ -69,6 +69,8 @@ class SeriesEncoder:
             unknown = [name for name in opened.classes if name not in self._numbers]
             if unknown:
                 raise DataError(f"'{source.path}' has the class '{unknown[0]}', which the training set does not have")
+        if self._numbers is None:
+            opened.take_as_numbers()
         if not opened.labelled:
             raise DataError(f"'{source.path}' has no labels: set label_column to the column that holds them")
         if (self._numbers is None) != (opened.classes is None):

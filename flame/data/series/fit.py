@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flame.config import JobConfig
-from flame.data.examples.known import known_classes, known_features
+from flame.data.examples.known import known_classes, known_features, known_spread
 from flame.data.series.open import open_series
 from flame.data.series.statistics import series_statistics
 from flame.errors import DataError
@@ -35,7 +35,7 @@ def fit_series(features: Any, config: JobConfig, regression: bool) -> Fitted:
         regression: Whether labels are numbers to predict.
 
     Raises:
-        DataError: A source cannot be read, or has labels of the other kind.
+        DataError: A source cannot be read, or has no labels, or some of the other kind.
     """
     opened = [open_series(source) for source in config.data.sources]
     known = known_features(config)
@@ -48,7 +48,11 @@ def fit_series(features: Any, config: JobConfig, regression: bool) -> Fitted:
     names: set[str] = set()
     numbers: list[float] = []
     for source, one in zip(config.data.sources, opened, strict=True):
-        if one.labelled and (one.classes is None) != regression:
+        if not one.labelled:
+            raise DataError(f"'{source.path}' has no labels: set label_column to the column that holds them")
+        if regression:
+            one.take_as_numbers()
+        if (one.classes is None) != regression:
             found = "numbers" if one.classes is None else "classes"
             raise DataError(
                 f"'{source.path}' has {found} for labels: set task.regression = {str(not regression).lower()}"
@@ -59,7 +63,7 @@ def fit_series(features: Any, config: JobConfig, regression: bool) -> Fitted:
         order = {name: at for one in opened for at, name in enumerate(one.classes or ())}
         return Fitted(known_classes(config) or sorted(names, key=lambda name: (order[name], name)), (0.0, 1.0))
     finite = np.array(numbers)[np.isfinite(numbers)]
-    return Fitted([], (float(finite.mean()), float(finite.std()) or 1.0))
+    return Fitted([], known_spread(config) or (float(finite.mean()), float(finite.std()) or 1.0))
 
 
 def _check_channels(features: Any, config: JobConfig, channels: int) -> None:

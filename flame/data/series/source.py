@@ -115,6 +115,12 @@ class SeriesSource(NearDocuments):
             steps[places] = self._parts[number].lengths(np.asarray(rows))
         return steps
 
+    def take_as_numbers(self) -> None:
+        """Makes labels numbers to predict, if they are numbers that were taken for classes since all are integral."""
+        if {part.summary.kind for part in self._parts} <= {"numbers", "targets"}:
+            self.classes = None
+            self.__dict__.pop("targets", None)
+
     @functools.cached_property
     def targets(self) -> np.ndarray | None:
         """The values to predict, float64 ``[series]`` with NaN where one is missing; None if labels are classes."""
