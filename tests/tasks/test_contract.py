@@ -1,4 +1,5 @@
-"""What every task keeps; a new file in ``flame/tasks/`` is tested by being there."""
+"""What every task on text keeps; a new file in ``flame/tasks/`` is tested by being there. Those on recordings and
+series are in ``tests/plugins/test_example_families.py``."""
 
 import pickle
 from dataclasses import fields, is_dataclass
@@ -20,7 +21,10 @@ from tests.runs import LLAMA, Materials, materials
 __all__ = ["materials"]
 
 
-@pytest.fixture(params=tasks())
+TEXT = [name for name in tasks() if load_task(name).Options.formats == TaskOptions.formats]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(params=TEXT)
 def task(request: pytest.FixtureRequest, materials: Materials) -> Task:
     task_class = load_task(request.param)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(materials.tokenizer)
