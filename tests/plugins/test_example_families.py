@@ -157,7 +157,7 @@ def test_both_directions_are_heard_only_if_the_config_says_so(family) -> None:
     for bidirectional in (True, False):
         config = type(family.config)(**{**family.config.to_dict(), "bidirectional": bidirectional, "normalise": "none"})
         model = plain_model(family.cls, config, seed=1)
-        inputs, _ = family.batch(rows=1)
+        inputs, _ = family.batch(rows=1, length=21)  # the last frame begins a step
         before = logits(model, inputs)
         inputs[family.cls.main_input_name][:, -1] += 1
         after = logits(model, inputs)

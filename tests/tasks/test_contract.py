@@ -1,7 +1,5 @@
-"""What every task on text keeps; a new file in ``flame/tasks/`` is tested by being there.
-
-Tasks on recordings and series are in ``tests/plugins/test_example_families``, with the families that they train.
-"""
+"""What every task on text keeps; a new file in ``flame/tasks/`` is tested by being there. Those on recordings and
+series are in ``tests/plugins/test_example_families.py``."""
 
 import pickle
 from dataclasses import fields, is_dataclass
@@ -23,7 +21,7 @@ from tests.runs import LLAMA, Materials, materials
 __all__ = ["materials"]
 
 
-TEXT = [name for name in tasks() if load_task(name).head == "causal_lm"]  # type: ignore[attr-defined]
+TEXT = [name for name in tasks() if load_task(name).Options.formats == TaskOptions.formats]  # type: ignore[attr-defined]
 
 
 @pytest.fixture(params=TEXT)
