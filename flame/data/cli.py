@@ -20,8 +20,8 @@ VERBS: dict[str, Verb] = {
     "prepare-ctc": Verb(
         "flame.data.audio.command", "prepare_ctc", "filter recordings, make manifests and a vocabulary"
     ),
-    "show": Verb("flame.data.inspect.command", "show", "print the rows that a job trains on"),
-    "stats": Verb("flame.data.inspect.command", "stats", "count a job's tokens by source, with pictures"),
+    "show": Verb("flame.data.inspect.command", "show", "print the rows or examples that a job trains on"),
+    "stats": Verb("flame.data.inspect.command", "stats", "count a job's tokens or examples by source, with pictures"),
     "fingerprint": Verb("flame.data.inspect.command", "fingerprint", "print a hash per global batch of a job"),
 }
 """Name of a verb -> where it lives, imported when it runs."""

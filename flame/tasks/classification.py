@@ -160,7 +160,7 @@ class Classification(Task):
 
     def sample(self, config: PreTrainedConfig, rows: int, length: int, generator: torch.Generator) -> Batch:
         values = torch.randn(rows, length, self.features.feature_size, generator=generator)
-        labels = torch.randint(int(config.num_labels or 1), (rows, 1), generator=generator)
+        labels = torch.randint(config.num_labels or 1, (rows, 1), generator=generator)
         return {self._inputs_name: values, "attention_mask": torch.ones(rows, length, dtype=torch.long)}, labels
 
     def _measured(self, logits: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:

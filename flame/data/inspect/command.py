@@ -66,15 +66,17 @@ def fingerprint(argv: list[str]) -> int:
 
 
 def show(argv: list[str]) -> int:
-    """Prints rows as training gets them: decoded, with the borders of documents, and what is scored.
+    """Prints rows as training gets them: decoded, with the borders of documents, and what is scored; or examples.
 
     Raises:
         FlameError: the job is not valid, or its data cannot be read.
     """
-    parser = Arguments("flame data show", "Prints the rows that a job trains on.")
-    parser.add_argument("-n", "--rows", type=int, default=3, help="number of rows (3)")
+    parser = Arguments("flame data show", "Prints the rows or examples that a job trains on.")
+    parser.add_argument("-n", "--rows", type=int, default=3, help="number of rows, or of examples (3)")
     parser.add_argument("--step", type=int, default=1, help="training step to begin with (1)")
-    parser.add_argument("--tokens", action="store_true", help="list tokens: place, position, id, text -> label")
+    parser.add_argument(
+        "--tokens", action="store_true", help="list tokens: place, position, id, text -> label; of examples, labels"
+    )
     parser.add_argument("--validation", action="store_true", help="show rows of the validation sources")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="colours (auto)")
     options, job = parser.parse_known_args(argv)
@@ -124,12 +126,12 @@ def _examples_shown(
 
 
 def stats(argv: list[str]) -> int:
-    """Counts what a job trains on, by source.
+    """Counts what a job trains on, by source: tokens of rows, or examples.
 
     Raises:
         FlameError: the job is not valid, or its data cannot be read.
     """
-    parser = Arguments("flame data stats", "Counts a job's tokens by source, documents' lengths and rows' filling.")
+    parser = Arguments("flame data stats", "Counts a job's tokens or examples by source, their lengths, and padding.")
     parser.add_argument("--steps", type=int, default=100, help="number of training steps to look at (100)")
     parser.add_argument("--out", default="", help="folder for a report: report.md with pictures, stats.json")
     parser.add_argument("--validation", action="store_true", help="look at the validation sources")
