@@ -25,15 +25,13 @@ from flame.data.lane_states import merge_states, pack_states, unpack_states
 from flame.data.packing import IGNORE
 from flame.data.plan import DataConfig, make_plan
 from flame.data.record import Record
+from flame.data.resuming import START_OVER, compare
 from flame.data.rows import Row, RowMaker, RowPlan
 from flame.data.worker import Assignment, messages
 from flame.data.worker_pool import WorkerPool
 from flame.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-START_OVER = "or start the data over with checkpoint.exclude_from_loading = ['dataloader']"
-"""The other remedy where a state does not go with a job."""
 
 
 class DataloaderConfig(Protocol):
@@ -151,16 +149,8 @@ class Loader(BaseDataLoader):
                 f"job has {layout['lanes']} and {len(layout['documents'])}: keep global_batch_size, lanes_per_row and "
                 f"sources, {START_OVER}"
             )
-        saved = {**layout, **saved}  # what older states do not tell is not compared
-        for key, name in _KEPT.items():
-            if saved[key] != layout[key]:
-                raise DataError(
-                    f"the checkpoint's data state is of {name} = {saved[key]!r}, the job has {layout[key]!r}: keep it, "
-                    f"{START_OVER}"
-                )
-        for key, meaning in _CHANGES.items():
-            if saved[key] != layout[key]:
-                logger.warning("%s since the checkpoint (%s, now %s)", meaning, saved[key], layout[key])
+        # What older states do not tell is not compared.
+        compare({**layout, **saved}, layout, _KEPT, _CHANGES)
 
     def _rows(self) -> Iterator[Row]:
         if self._num_workers == 0:

@@ -18,8 +18,9 @@ from torchtitan.components.dataloader import BaseDataLoader
 from flame.data.batch import Batch
 from flame.data.examples.batches import BatchPlan, Place
 from flame.data.examples.maker import MicroBatch, Share
-from flame.data.loader import START_OVER, DataloaderConfig
+from flame.data.loader import DataloaderConfig
 from flame.data.record import Record
+from flame.data.resuming import START_OVER, compare
 from flame.data.worker import Assignment, messages
 from flame.data.worker_pool import WorkerPool
 from flame.errors import DataError
@@ -145,15 +146,7 @@ class ExampleLoader(BaseDataLoader):
                 f"the checkpoint's data state has {len(saved['examples'])} sources, the job has "
                 f"{len(self._layout['examples'])}: keep them, {START_OVER}"
             )
-        for key, name in _KEPT.items():
-            if saved[key] != self._layout[key]:
-                raise DataError(
-                    f"the checkpoint's data state is of {name} = {saved[key]!r}, the job has {self._layout[key]!r}: "
-                    f"keep it, {START_OVER}"
-                )
-        for key, meaning in _CHANGES.items():
-            if saved[key] != self._layout[key]:
-                logger.warning("%s since the checkpoint", meaning)
+        compare(saved, self._layout, _KEPT, _CHANGES)
 
     def _made(self) -> Iterator[MicroBatch]:
         workers = self._dataloader.num_workers
