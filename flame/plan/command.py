@@ -7,6 +7,7 @@ import warnings
 from contextlib import redirect_stdout
 
 from flame.config import parse
+from flame.data.job import reads_examples
 from flame.errors import ConfigError
 from flame.plan.plan import as_json, make_plan, usable
 from flame.plan.report import as_table
@@ -41,6 +42,11 @@ def main(argv: list[str]) -> int:
     with redirect_stdout(sys.stderr), warnings.catch_warnings():  # what the checks and libraries say
         warnings.simplefilter("ignore")
         job = prepare(_for_accelerators(words), options.nnodes * options.ngpu)
+        if reads_examples(job.task.encoder()):
+            raise ConfigError(
+                f"flame plan knows rows of tokens only, and task '{job.config.task.name}' has none; try the job itself "
+                "with --training.steps 2"
+            )
         plan = make_plan(job, options.nnodes, options.ngpu)
     fits = memory is None or plan.peak <= usable(memory)
     print(json.dumps(as_json(plan, memory), indent=1) if options.json else as_table(plan, memory))

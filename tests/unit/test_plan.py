@@ -140,3 +140,8 @@ def test_what_cannot_be_trained_is_one_line(arguments, named, materials: Materia
     output = capfd.readouterr()
     assert output.out == ""
     assert named in output.err.splitlines()[-1]
+
+
+def test_a_task_without_rows_of_tokens_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="rows of tokens only.*'classification'"):
+        command.main(["--job.config_file", "digits_series", "--ngpu", "2"])

@@ -38,8 +38,8 @@ def mnist(tmp_path):
     labels = np.array([3, 1, 9], np.uint8)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(IMAGES))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(labels))
-    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(IMAGES[:1])))
-    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels[:1])))
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(IMAGES[:1]), mtime=0))
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels[:1]), mtime=0))
     return tmp_path
 
 
@@ -114,7 +114,7 @@ def test_mnist_by_pixels_in_order_or_permuted_alike_for_all(mnist):
         ("train-images-idx3-ubyte", b"\0\0\x08", r"train-images-idx3-ubyte does not begin as an idx file"),
         ("train-images-idx3-ubyte", idx(IMAGES[:2]), r"holds 2 images, and .* 3 labels"),
         ("train-labels-idx1-ubyte", idx(IMAGES), r"train-labels-idx1-ubyte does not begin as an idx file"),
-        ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES[:1]))[:-9], r"t10k.*gz cannot be decompressed"),
+        ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES[:1]), mtime=0)[:-9], r"t10k.*gz cannot be decompressed"),
     ],
 )
 def test_damaged_files_of_mnist_are_named(mnist, name, content, message):
