@@ -241,7 +241,15 @@ def test_listening_block_by_block_is_hearing_the_whole(one_way: Run, tmp_path: P
     assert np.abs(block_by_block - at_once).max() < (1e-4 if rate == RATE else 1e-2)
 
 
-@pytest.mark.parametrize("segment, overlap", [(2.0, 0.7), (3.3, 1.0), (1.0, 0.5), (2.0, 0.0)])
+@pytest.mark.parametrize(
+    "segment, overlap",
+    [
+        (2.0, 0.7),
+        (2.0, 0.0),
+        pytest.param(3.3, 1.0, marks=pytest.mark.slow),
+        pytest.param(1.0, 0.5, marks=pytest.mark.slow),
+    ],
+)
 def test_segments_of_a_long_file_join_to_its_text(
     both_ways: Run, heard: Transcriber, tmp_path: Path, segment: float, overlap: float
 ) -> None:
@@ -271,7 +279,9 @@ def test_a_long_silence_says_nothing(one_way: Run, heard: Transcriber, tmp_path:
     assert found["text"] == TEXT and 30 < found["words"][0]["start"] < 30.5
 
 
-@pytest.mark.parametrize("samples", [1, 80, 30 * RATE])
+@pytest.mark.parametrize(
+    "samples", [1, pytest.param(80, marks=pytest.mark.slow), pytest.param(30 * RATE, marks=pytest.mark.slow)]
+)
 def test_digital_silence_of_any_length_is_no_error(run: Run, heard: Transcriber, tmp_path: Path, samples: int) -> None:
     soundfile.write(tmp_path / "zeros.wav", np.zeros(samples), RATE)
     found = heard(run, "--json", tmp_path / "zeros.wav")
@@ -279,7 +289,7 @@ def test_digital_silence_of_any_length_is_no_error(run: Run, heard: Transcriber,
     assert not found.err
 
 
-@pytest.mark.parametrize("rate", [16000, 44100, 48000])
+@pytest.mark.parametrize("rate", [44100, *(pytest.param(rate, marks=pytest.mark.slow) for rate in (16000, 48000))])
 def test_other_rates_and_channels_are_heard(run: Run, heard: Transcriber, tmp_path: Path, rate: int) -> None:
     samples = say(TEXT, rate, seed=40).samples
     soundfile.write(tmp_path / "stereo.flac", np.stack([samples, samples], 1), rate)

@@ -168,12 +168,13 @@ def test_two_shards_equal_one_process(train_examples: TrainExamples, kind: str) 
     assert [name for record in alone.records for name in record if name.startswith("val_")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ("speech", "numbers"))
 def test_two_replicas_equal_one_process(train_examples: TrainExamples, kind: str) -> None:
     assert_equal_runs(train_examples(kind, world=2, **{REPLICATE: 2, SHARD: 1}), train_examples(kind))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ("speech", pytest.param("numbers", marks=pytest.mark.slow)))
 def test_accumulation_changes_nothing(train_examples: TrainExamples, kind: str) -> None:
     assert_equal_runs(train_examples(kind, **{"training.local_batch_size": 8}), train_examples(kind))
 

@@ -92,7 +92,7 @@ def family(request: pytest.FixtureRequest) -> Member:
     return member(request.param)
 
 
-@pytest.fixture(params=[(name, inner) for name in FAMILIES for inner in (None, BERT, FLA, HGRN)], ids=str)
+@pytest.fixture(params=[(name, inner) for name in FAMILIES for inner in (None, BERT, HGRN)], ids=str)
 def any_encoder(request: pytest.FixtureRequest) -> Member:
     return member(*request.param)
 
