@@ -32,8 +32,8 @@ from torch.distributed.run import run as run_elastic
 from flame import train
 from flame.cli import USAGE_ERROR, run
 from flame.config import help_text
-from flame.data.job import check_sources
 from flame.errors import ConfigError
+from flame.spec import check_sources
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"NGPU is {processes}, but this machine has {devices} accelerators; lower NGPU")
     address, port = _meeting_point(nodes)
     job = train.prepare(argv, world_size=nodes * processes)
-    check_sources(job.config, job.task.encoder())
+    check_sources(job)
     if nodes * processes == 1:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
         return train.run_job(job)

@@ -13,7 +13,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from flame import compat
 from flame.config import JobConfig, to_toml
-from flame.data.job import train_loader, validation_loader
+from flame.data.job import open_all, train_loader, validation_loader
 from flame.errors import ConfigError, closest
 from flame.metrics import Metrics
 from flame.models.build import ModelArgs, build_model, model_class
@@ -118,6 +118,15 @@ def _check_family(job: Job) -> None:
             raise ConfigError(
                 f"{key}: family '{plugin.model_type}' refuses it ({plugin.refuses[what]}); set it {remedy}"
             )
+
+
+def check_sources(job: Job) -> None:
+    """Opens every data source once, so that what is missing or unreadable shows before any rank starts.
+
+    Raises:
+        DataError: a source cannot be read.
+    """
+    open_all(job.config, job.task.encoder())
 
 
 def attention(config: JobConfig, objective: str) -> str | None:

@@ -59,7 +59,7 @@ def reads_examples(encoder: AnyEncoder) -> TypeGuard[ExampleEncoder]:
     return hasattr(encoder, "inputs_name")
 
 
-def check_sources(config: JobConfig, encoder: AnyEncoder) -> None:
+def open_all(config: JobConfig, encoder: AnyEncoder) -> None:
     """Opens every source once, so that what is missing or unreadable shows before any rank starts.
 
     Raises:

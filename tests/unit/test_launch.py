@@ -25,7 +25,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
     monkeypatch.setattr(train, "prepare", lambda argv, world_size: calls.append(("prepare", world_size)) or job)
     monkeypatch.setattr(train, "run_job", lambda job: calls.append(("here",)) or 0)
-    monkeypatch.setattr(launch, "check_sources", lambda config, encoder: calls.append(("sources",)))
+    monkeypatch.setattr(launch, "check_sources", lambda job: calls.append(("sources",)))
     monkeypatch.setattr(launch, "_run_agent", lambda argv, *rest: calls.append(("agent", *rest)) or 7)
     for name in ("NNODE", "NGPU", "MASTER_PORT", "MASTER_ADDR", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
         # Set and deleted, so that whatever main sets is taken back afterwards.
