@@ -87,7 +87,8 @@ class HgrnAsrConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
         self.ctc_loss_reduction = ctc_loss_reduction
         self.ctc_zero_infinity = ctc_zero_infinity
-        super().__init__(pad_token_id=pad_token_id, **kwargs)
+        kwargs.update(pad_token_id=pad_token_id)
+        super().__init__(**kwargs)
 
     @property
     def inputs_to_logits_ratio(self) -> int:

@@ -146,7 +146,7 @@ class HgrnAsrForCTC(HgrnAsrPreTrainedModel):
         front = self.model.subsampling
         if state is None:
             batch = input_features.shape[0]
-            tails = [input_features.new_zeros(batch, one.in_channels, 1) for one in front.convolutions]
+            tails = [input_features.new_zeros(batch, one.weight.shape[1], 1) for one in front.convolutions]
             state = {"tails": tails, "layers": {}}
         hidden = front(input_features, None, state["tails"])
         return self.lm_head(self.model.encoder(hidden, None, state["layers"])), state

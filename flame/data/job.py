@@ -1,7 +1,7 @@
 """The loaders of a job: what its config says of training and validation data, for one data-parallel rank."""
 
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 from flame.config import JobConfig, Source
 from flame.data.encoder import Encoder
@@ -70,9 +70,10 @@ def open_all(config: JobConfig, encoder: AnyEncoder) -> None:
         for source in [*config.data.sources, *held_out]:
             encoder.open(source)
         return
-    open_sources(config.data.sources, config.data, encoder)
+    text_encoder = cast(Encoder, encoder)
+    open_sources(config.data.sources, config.data, text_encoder)
     if held_out:
-        open_sources(held_out, config.data, encoder, repeat=False)
+        open_sources(held_out, config.data, text_encoder, repeat=False)
 
 
 def _loader(config: JobConfig, sources: Sequence[Source], encoder: AnyEncoder, **options: Any) -> AnyLoader:
@@ -91,7 +92,7 @@ def _loader(config: JobConfig, sources: Sequence[Source], encoder: AnyEncoder, *
     return build_loader(
         sources=sources,
         data=config.data,
-        encoder=encoder,
+        encoder=cast(Encoder, encoder),
         seq_len=training.seq_len,
         context_len=training.context_len,
         varlen=training.varlen,

@@ -15,7 +15,9 @@ from flame.data.examples.loader import ExampleLoader
 from flame.data.fingerprint import fingerprints
 from flame.errors import DataError
 
-WORKERS = {number: SimpleNamespace(num_workers=number, prefetch_factor=None, pin_memory=False) for number in (0, 1, 3)}
+WORKERS: dict[int, Any] = {
+    number: SimpleNamespace(num_workers=number, prefetch_factor=None, pin_memory=False) for number in (0, 1, 3)
+}
 
 
 def loader(paths: str = "a:97", rank: int = 0, world: int = 1, workers: int = 0, **options: Any) -> ExampleLoader:
