@@ -19,6 +19,8 @@ class Subsampling(nn.Module):
         super().__init__()
         count = config.subsampling.bit_length() - 1
         widths = [config.num_mel_bins, *[config.hidden_size] * count]
+        self.widths = widths[:-1]
+        """Channels that go into each convolution."""
         self.convolutions = nn.ModuleList(
             nn.Conv1d(before, after, kernel_size=3, stride=2) for before, after in zip(widths, widths[1:], strict=False)
         )
@@ -146,7 +148,7 @@ class HgrnAsrForCTC(HgrnAsrPreTrainedModel):
         front = self.model.subsampling
         if state is None:
             batch = input_features.shape[0]
-            tails = [input_features.new_zeros(batch, one.weight.shape[1], 1) for one in front.convolutions]
+            tails = [input_features.new_zeros(batch, width, 1) for width in front.widths]
             state = {"tails": tails, "layers": {}}
         hidden = front(input_features, None, state["tails"])
         return self.lm_head(self.model.encoder(hidden, None, state["layers"])), state
