@@ -36,7 +36,6 @@ BERT = {
     "intermediate_size": 32,
     "max_position_embeddings": 64,
 }
-FLA = {"model_type": "gla", "num_hidden_layers": 2, "num_heads": 2, "intermediate_size": 64}
 HGRN = {"model_type": "hgrn", "num_hidden_layers": 2, "intermediate_size": 64}
 
 _PROGRAM = """
