@@ -27,8 +27,8 @@ COMMANDS = {
 }
 TORCHTITAN = {
     *("flame.compat", "flame.spec", "flame.trainer", "flame.validate", "flame.metrics", "flame.train", "flame.launch"),
-    *("flame.config", "flame.models", "flame.parallel", "flame.checkpoint", "flame.optim", "flame.data.loader"),
-    "flame.data.examples.loader",
+    *("flame.config", "flame.models", "flame.parallel", "flame.checkpoint", "flame.optim"),
+    "flame.data.base_loader",
 }
 LINES_OF_A_FILE, LINES_OF_MODELING, LINES_OF_A_FUNCTION = 300, 400, 60
 

@@ -109,7 +109,7 @@ def _layer(settings: list[Setting], schema: Schema) -> _Layer:
     """Translates aliases, converts values, and refuses what contradicts itself."""
     layer = _Layer()
     spelled: dict[str, str] = {}
-    unknown: list[ConfigError] = []
+    unknown: dict[str, ConfigError] = {}
     for setting in settings:
         name, origin = setting.key, setting.origin
         canonical = schema.canonical(name)
@@ -120,7 +120,7 @@ def _layer(settings: list[Setting], schema: Schema) -> _Layer:
         elif schema.is_table_list(name):
             layer.replace(name, convert(setting, list[str]))
         elif canonical is None:
-            unknown.append(schema.unknown(name, origin))
+            unknown[name] = schema.unknown(name, origin)
         else:
             value = convert(setting, schema.keys[pattern(canonical)].kind)
             if spelled.setdefault(canonical, name) != name and layer.values[canonical] != value:
@@ -129,12 +129,21 @@ def _layer(settings: list[Setting], schema: Schema) -> _Layer:
                     f"are names of the same key; keep {canonical}."
                 )
             layer.values[canonical] = value
-    if unknown:  # options of a task whose name is misspelt are unknown as well: the misspelling resembles a key
-        raise next((error for error in unknown if "Did you mean" in str(error)), unknown[0])
+    if unknown:
+        raise _most_telling(unknown)
     if layer.corpora and any(_is_path_of("data.sources", key) for key in layer.values):
         alias = next(iter(layer.corpora))
         raise ConfigError(f"{alias} and data.sources both name the corpora {settings[0].origin}; keep data.sources.")
     return layer
+
+
+def _most_telling(unknown: dict[str, ConfigError]) -> ConfigError:
+    """Of the errors of unknown keys, the one about a misspelling: beside a misspelt ``task.name``, all options of that
+    task are unknown. It resembles a key of its own section, or at least some key."""
+    for name, error in unknown.items():
+        if f"Did you mean '{name.rpartition('.')[0]}." in str(error):
+            return error
+    return next((error for error in unknown.values() if "Did you mean" in str(error)), next(iter(unknown.values())))
 
 
 def _is_path_of(name: str, key: str) -> bool:

@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flame.data.encoder import Encoder
-from flame.data.order import HOLE, DocumentOrder
+from flame.data.order import DocumentOrder
 from flame.data.sources.records import IDS, TEXT, BadRow, BadRowPolicy, DocumentSource, cut_text
 from flame.data.streams import Piece, TokenStream
+from flame.data.upcoming import Upcoming
 from flame.errors import DataError
 
-_ENCODE_BYTES = 1 << 19  # text per call of the encoder: enough to keep all its threads busy
+_ENCODE_BYTES = 1 << 20  # text per call of the encoder: enough to keep all its threads busy
 _READ_DOCUMENTS = 256  # documents per read of a source of text, at most
 _READ_TOKENS = 1 << 20  # per read of a tokenized source, roughly
+_STREAM_TOKENS = 1 << 15  # that a stream of one is filled to
 _LEAST_SIZE = 256  # what a piece counts at least: rows that are empty or bad must not be read without end
 _BYTES_PER_TOKEN = 4
-_AHEAD = 256  # documents of a stream that are looked up, and announced to the source, at once
 
 
 class _Encoded(NamedTuple):
@@ -57,19 +58,15 @@ class Feeder:
     ):
         self.source = source
         self.streams: list[TokenStream] = []
-        self._order = order
+        self._upcoming = Upcoming(source, order, lanes, epochs)
         self._encoder = encoder
         # What else encoders read, they cut themselves: a text may stand beside what is encoded.
         self._reads_text = TEXT in (getattr(encoder, "columns", None) or ())
         self._policy = policy
-        self._lanes = lanes
         self._max_document_bytes = max_document_bytes
-        # Positions; some of a block may be holes, so that less than one block may be no document at all.
-        self._limit = None if epochs is None else max(round(epochs * order.epoch), order.block)
-        self._ahead = max(16, min(_AHEAD, 2 * len(source) // lanes), 2 * order.block)
         # Pessimistic until documents were seen: the first reads are small, whatever the documents turn out to be.
         self._mean_size = float(_ENCODE_BYTES)
-        self._documents_seen = 0
+        self._documents_seen = self._tokens_seen = 0
         self._fruitless = 0
         # Seeing this many documents in a row of which none can be used means that there is none to be had.
         self.patience = min(10_000, 4 * len(source) + 100)
@@ -83,11 +80,17 @@ class Feeder:
         while stream.available < count and not stream.ended:
             at = self.streams.index(stream)
             others = self.streams[at + 1 :] + self.streams[:at]
-            hungry = [other for other in others if other.available < count and not other.ended]
+            ahead = max(count, self._tokens_ahead())
+            hungry = [other for other in others if other.available < max(count, ahead // 2) and not other.ended]
             if self.source.tokenized:
-                self._load_batch([stream, *hungry], count)
+                self._load_batch([stream, *hungry], ahead)
             else:
-                self._encode_batch([stream, *hungry], count)
+                self._encode_batch([stream, *hungry], ahead)
+
+    def _tokens_ahead(self) -> int:
+        """How far a stream that wants tokens is filled: by few, large calls, once it is clear that much is wanted."""
+        share = _ENCODE_BYTES // _BYTES_PER_TOKEN // len(self.streams)
+        return min(_STREAM_TOKENS if self.source.tokenized else share, self._tokens_seen // len(self.streams))
 
     def has_ended(self, stream: TokenStream) -> bool:
         """Whether not a token is left for a stream."""
@@ -97,12 +100,11 @@ class Feeder:
     @property
     def is_endless(self) -> bool:
         """Whether the source starts over for ever."""
-        return self._limit is None
+        return self._upcoming.is_endless
 
     def documents(self, stream: TokenStream, ordinals: Sequence[int]) -> list[int]:
         """The numbers of the documents with these ordinals in a stream."""
-        positions = self._order.positions(stream.lane, self._lanes, np.array(ordinals, np.int64))
-        return self._order.documents(positions).tolist()
+        return self._upcoming.numbers(stream, ordinals)
 
     # Tokenized sources
 
@@ -125,7 +127,7 @@ class Feeder:
             own = lengths[place : place + taken.shape[1]]
             size = int(own.sum())
             stream.add(tokens[token : token + size], own, taken[0], np.ones(len(own), bool))
-            stream.ended = self._is_over(stream)
+            stream.ended = self._upcoming.is_over(stream)
             token, place = token + size, place + len(own)
         if len(lengths):
             self._learn(len(lengths), len(tokens) * _BYTES_PER_TOKEN)
@@ -173,7 +175,7 @@ class Feeder:
             lengths = np.array([len(part) for part in tokens], np.int64)
             stream.add(np.concatenate(tokens), lengths, np.array(ordinals, np.int64), np.array(is_last, bool))
         for stream in streams:
-            stream.ended = not stream.pieces and self._is_over(stream)
+            stream.ended = not stream.pieces and self._upcoming.is_over(stream)
 
     def _encode(self, pieces: list[Piece]) -> list[list[np.ndarray]]:
         """Encodes pieces; each becomes one array or, if the encoder splits it, several, and never none."""
@@ -234,43 +236,16 @@ class Feeder:
     # Both
 
     def _next_documents(self, stream: TokenStream, count: int, whole: bool = True) -> np.ndarray:
-        """Takes a stream's next documents, and announces those after them.
+        """Takes a stream's next documents, int64 ``[2, count]``: ordinals and numbers.
 
         Args:
             stream: The stream.
             count: How many, unless fewer are left.
             whole: Whether to go on to the end of a block, unless blocks are large.
-
-        Returns:
-            int64 ``[2, count]``: ordinals and numbers.
         """
-        is_large = self._order.block * self._mean_size > _READ_TOKENS * _BYTES_PER_TOKEN
-        block = 1 if is_large or not whole else self._order.block
-        while stream.upcoming.shape[1] < count + block and not stream.is_exhausted:
-            self._look_ahead(stream)
-        if block > 1 and count < stream.upcoming.shape[1]:
-            until = (int(stream.upcoming[0, count - 1]) // block + 1) * block
-            count = int(stream.upcoming[0].searchsorted(until))
-        taken, stream.upcoming = stream.upcoming[:, :count], stream.upcoming[:, count:]
-        if stream.upcoming.shape[1] < self._ahead // 2 and not stream.is_exhausted:
-            self._look_ahead(stream)
-        return taken
-
-    def _look_ahead(self, stream: TokenStream) -> None:
-        ordinals = np.arange(stream.next_ordinal, stream.next_ordinal + self._ahead)
-        positions = self._order.positions(stream.lane, self._lanes, ordinals)
-        if self._limit is not None:
-            within = int(positions.searchsorted(self._limit))
-            stream.is_exhausted = within < len(positions)
-            ordinals, positions = ordinals[:within], positions[:within]
-        documents = self._order.documents(positions)
-        stream.next_ordinal += self._ahead
-        found = documents != HOLE
-        stream.upcoming = np.concatenate([stream.upcoming, np.stack([ordinals[found], documents[found]])], axis=1)
-        self.source.prefetch(documents[found].tolist())
-
-    def _is_over(self, stream: TokenStream) -> bool:
-        return stream.is_exhausted and not stream.upcoming.shape[1]
+        block = self._upcoming.block
+        is_large = block * self._mean_size > _READ_TOKENS * _BYTES_PER_TOKEN
+        return self._upcoming.take(stream, count, 1 if is_large or not whole else block, self.streams)
 
     def _learn(self, documents: int, size: float) -> None:
         """Takes the size of documents into the mean over the last 64 or so."""
@@ -279,8 +254,9 @@ class Feeder:
         self._mean_size += (size / documents - self._mean_size) * weight
 
     def _watch(self, documents: int, tokens: int) -> None:
+        self._tokens_seen += tokens
         self._fruitless = 0 if tokens else self._fruitless + documents
-        if self._limit is None and self._fruitless > self.patience:
+        if self.is_endless and self._fruitless > self.patience:
             reasons = ", ".join(self._policy.examples.values()) or "no tokens in them"
             raise DataError(
                 f"{self.source.name}: {self._fruitless} documents in a row are unusable; mend the source ({reasons})"

@@ -6,43 +6,28 @@ cut into micro-batches, is all there is to it.
 """
 
 import json
-import logging
-import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torchtitan.components.dataloader import BaseDataLoader
 
 from flame.config import Source
+from flame.data.base_loader import BaseLoader, DataloaderConfig
 from flame.data.batch import Batch
 from flame.data.encoder import Encoder
 from flame.data.lane_states import merge_states, pack_states, unpack_states
 from flame.data.packing import IGNORE
 from flame.data.plan import DataConfig, make_plan
-from flame.data.record import Record
 from flame.data.resuming import START_OVER, compare
 from flame.data.rows import Row, RowMaker, RowPlan
-from flame.data.worker import Assignment, messages
-from flame.data.worker_pool import WorkerPool
 from flame.errors import DataError
 
-logger = logging.getLogger(__name__)
 
-
-class DataloaderConfig(Protocol):
-    """The ``[training.dataloader]`` table of a job, as far as the loader reads it."""
-
-    num_workers: int
-    prefetch_factor: int | None
-    pin_memory: bool
-
-
-class Loader(BaseDataLoader):
+class Loader(BaseLoader[Row]):
     """Micro-batches of one rank; made by ``build_loader``.
 
     Iterating yields ``(inputs, labels)``: ``inputs["input_ids"]`` int64 ``[B, T]``, with document boundaries also
@@ -51,31 +36,15 @@ class Loader(BaseDataLoader):
     """
 
     def __init__(self, plan: RowPlan, lanes: Sequence[int], local_batch_size: int, dataloader: DataloaderConfig):
-        self.is_blank = False
-        """Whether the last batch is padding only, since the lanes it comes from have ended."""
-        self._record = Record()
+        super().__init__(dataloader)
         self._plan = plan
         self._lanes = list(lanes)
         self._local_batch_size = local_batch_size
-        self._num_workers = min(dataloader.num_workers, len(self._lanes))
-        self._prefetch = dataloader.prefetch_factor or 2
-        self._pin_memory = dataloader.pin_memory and torch.cuda.is_available()
         self._states = {lane: plan.initial_state() for lane in self._lanes}
         batches_per_step = len(self._lanes) // plan.mixture.lanes_per_row // local_batch_size
         # What the batches of the last step did away with: the states of their lanes before them.
         self._before: deque[dict[int, np.ndarray]] = deque(maxlen=max(1, batches_per_step))
         self._is_resumed = False
-        self._close_pool: weakref.finalize | None = None
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Rows left out (or cut) so far, by reason."""
-        return dict(self._record.skipped)
-
-    @property
-    def packed(self) -> dict[str, int]:
-        """What packing by documents has counted so far; see ``BlockPacker``."""
-        return dict(self._record.packed)
 
     def __iter__(self) -> Iterator[Batch]:
         self._stop_workers()
@@ -83,7 +52,7 @@ class Loader(BaseDataLoader):
             self._states = {lane: self._plan.initial_state() for lane in self._lanes}
         self._is_resumed = False
         self._before.clear()
-        return self._batches(self._rows())
+        return self._batches(self._made(self._plan, self._states, at_once=self._local_batch_size))
 
     @property
     def plan(self) -> RowPlan:
@@ -152,28 +121,6 @@ class Loader(BaseDataLoader):
         # What older states do not tell is not compared.
         compare({**layout, **saved}, layout, _KEPT, _CHANGES)
 
-    def _rows(self) -> Iterator[Row]:
-        if self._num_workers == 0:
-            return self._local_rows()
-        pool = WorkerPool(
-            self._plan,
-            self._states,
-            count=self._num_workers,
-            rows_per_message=max(1, self._local_batch_size // self._num_workers),
-            messages_ahead=self._prefetch,
-            note=self._record.note,
-        )
-        self._close_pool = weakref.finalize(self, pool.close)
-        return iter(pool)
-
-    def _local_rows(self) -> Iterator[Row]:
-        assignment = Assignment(self._plan, self._states, self._local_batch_size, messages_ahead=0)
-        for message in messages(assignment):
-            self._record.note(message)
-            if message.error:
-                raise DataError(message.error)
-            yield from message.rows
-
     def _batches(self, rows: Iterator[Row]) -> Iterator[Batch]:
         # A blank batch before a useful one is handed out, so that the n-th batch is the same step on every rank.
         blanks: list[list[Row]] = []
@@ -210,11 +157,6 @@ class Loader(BaseDataLoader):
         if planes > 2:
             inputs["position_ids"] = batch[2]
         return inputs, batch[1]
-
-    def _stop_workers(self) -> None:
-        if self._close_pool is not None:
-            self._close_pool()
-            self._close_pool = None
 
 
 _KEPT = {

@@ -46,11 +46,11 @@ class DocumentOrder:
         """Positions of an epoch, holes included."""
         return -(-self.size // self.block) * self.block
 
-    def positions(self, lane: int, lanes: int, ordinals: np.ndarray) -> np.ndarray:
+    def positions(self, lane: int | np.ndarray, lanes: int, ordinals: np.ndarray) -> np.ndarray:
         """Says where a lane's documents are in the sequence: lanes take turns, each with a whole block.
 
         Args:
-            lane: The lane, in ``[0, lanes)``.
+            lane: The lane, in ``[0, lanes)``, or an array of lanes that broadcasts with ``ordinals``.
             lanes: Number of lanes.
             ordinals: int64 array: 0 for the lane's first document, holes counted.
         """

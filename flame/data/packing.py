@@ -45,7 +45,8 @@ def pack_continuous(stream: TokenStream, length: int) -> np.ndarray | None:
     row = np.empty((2, length), np.int32)
     row[0, :filled] = tokens[:filled]
     row[1, : len(tokens) - 1] = tokens[1:]
-    _pad(row, filled, len(tokens) - 1, 1)
+    if len(tokens) <= length:
+        _pad(row, filled, len(tokens) - 1, 1)
     stream.advance(filled)
     return _masked(row) if stream.is_masked else row
 

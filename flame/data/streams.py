@@ -94,12 +94,17 @@ class TokenStream:
             return
         self._cursor += count
         at = int(self._ends.searchsorted(self._cursor))  # the piece that the last of these tokens is from
-        ordinal = int(self._ordinals[at])
-        is_last = self._tail[2] if at + 1 == len(self._ends) else int(self._ordinals[at + 1]) != ordinal
-        if is_last and self._cursor == int(self._ends[at]):
+        ordinal = self._ordinals.item(at)
+        if self._cursor == self._ends.item(at) and self._is_last(at):
             self._place = ordinal + 1, 0
         else:
-            self._place = ordinal, self._cursor - int(self._starts[at])
+            self._place = ordinal, self._cursor - self._starts.item(at)
+
+    def _is_last(self, at: int) -> bool:
+        """Whether a document ends with this piece."""
+        if at + 1 == len(self._ends):
+            return self._tail[2]
+        return self._ordinals.item(at + 1) != self._ordinals.item(at)
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, ordinals: np.ndarray, is_last: np.ndarray) -> None:
         """Appends pieces.

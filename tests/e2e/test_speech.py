@@ -168,11 +168,10 @@ def test_beam_search_with_a_language_model_prefers_its_words(run: Run, heard: Tr
 
 
 def test_words_lie_within_their_tones(run: Run, both_ways: Run, heard: Transcriber, tmp_path: Path) -> None:
-    text = "ab dcb ad"
-    times = say(text, seed=96).times
-    found = heard(run, write_said(tmp_path / "new.wav", text, seed=96), "--timestamps")
+    times = say(TEXT, seed=96).times
+    found = heard(run, write_said(tmp_path / "new.wav", TEXT, seed=96), "--timestamps")
     rows = [line.split() for line in found.out.splitlines()]
-    assert [word for _, _, word in rows] == text.split()
+    assert [word for _, _, word in rows] == TEXT.split()
     # A label may be said somewhat after its tone, and later by a model that cannot hear where the tone ends.
     delay = LETTER if run is both_ways else 2 * LETTER
     for (start, stop, _), (first, last) in zip(rows, times, strict=True):

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from flame.config import Source
+from flame.data.base_loader import DataloaderConfig
 from flame.data.examples.batches import BatchPlan
 from flame.data.examples.example import ExampleEncoder
 from flame.data.examples.loader import ExampleLoader
 from flame.data.examples.maker import Share
-from flame.data.loader import DataloaderConfig
 from flame.data.mixture import Mixture
 from flame.data.plan import DataConfig, check_weights, epochs_of
 from flame.errors import DataError

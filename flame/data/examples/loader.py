@@ -5,27 +5,19 @@ micro-batch of each rank. So it does not depend on their number, and every piece
 """
 
 import json
-import logging
-import weakref
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torchtitan.components.dataloader import BaseDataLoader
 
+from flame.data.base_loader import BaseLoader, DataloaderConfig
 from flame.data.batch import Batch
 from flame.data.examples.batches import BatchPlan, Place
 from flame.data.examples.maker import MicroBatch, Share
-from flame.data.loader import DataloaderConfig
-from flame.data.record import Record
 from flame.data.resuming import START_OVER, compare
-from flame.data.worker import Assignment, messages
-from flame.data.worker_pool import WorkerPool
 from flame.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 _KEPT = {
     "rows": "training.global_batch_size",
@@ -46,7 +38,7 @@ _CHANGES = {
 """What may change on the way, and is told."""
 
 
-class ExampleLoader(BaseDataLoader):
+class ExampleLoader(BaseLoader[MicroBatch]):
     """Micro-batches of one rank; made by ``build.build_example_loader``.
 
     Iterating yields ``(inputs, labels)``: values ``[B, T, width]`` under the encoder's name and ``attention_mask``
@@ -55,33 +47,14 @@ class ExampleLoader(BaseDataLoader):
     """
 
     def __init__(self, share: Share, layout: dict[str, Any], dataloader: DataloaderConfig, is_endless: bool):
-        self.is_blank = False
-        """Whether the last batch is padding only, since the sources have ended."""
-        self._record = Record()
+        super().__init__(dataloader)
         self._share = share
         self._layout = layout
-        self._dataloader = dataloader
         self._is_endless = is_endless
         self._place = share.place
         self._before = share.place  # the place before the last global batch
         self._handed = 0  # micro-batches of the current global batch
         self._is_resumed = False
-        self._close_pool: weakref.finalize | None = None
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Examples left out so far, by reason."""
-        return dict(self._record.skipped)
-
-    @property
-    def skipped_such_as(self) -> dict[str, str]:
-        """One of them for every reason."""
-        return dict(self._record.examples)
-
-    @property
-    def packed(self) -> dict[str, int]:
-        """What was counted so far; see ``ExampleMaker.tally``."""
-        return dict(self._record.packed)
 
     @property
     def plan(self) -> BatchPlan:
@@ -97,7 +70,7 @@ class ExampleLoader(BaseDataLoader):
         if not (self._is_endless or self._is_resumed):
             self._place = self._share.plan.start()
         self._is_resumed, self._handed = False, 0
-        for made in self._made():
+        for made in self._stream():
             if made.has_ended and not self._is_endless:
                 break
             self._note_place(made)
@@ -148,30 +121,10 @@ class ExampleLoader(BaseDataLoader):
             )
         compare(saved, self._layout, _KEPT, _CHANGES)
 
-    def _made(self) -> Iterator[MicroBatch]:
-        workers = self._dataloader.num_workers
-        lanes = max(1, workers)
-        share = Share(**{**vars(self._share), "place": self._place, "lanes": lanes})
-        states = {lane: np.zeros(1, np.int64) for lane in range(lanes)}
-        if not workers:
-            return self._local(Assignment(share, states, 1, messages_ahead=0))
-        pool = WorkerPool(
-            share,
-            states,
-            count=workers,
-            rows_per_message=1,
-            messages_ahead=self._dataloader.prefetch_factor or 2,
-            note=self._record.note,
-        )
-        self._close_pool = weakref.finalize(self, pool.close)
-        return iter(pool)  # type: ignore[arg-type]
-
-    def _local(self, assignment: Assignment) -> Iterator[MicroBatch]:
-        for message in messages(assignment):
-            self._record.note(message)
-            if message.error:
-                raise DataError(message.error)
-            yield from message.rows  # type: ignore[misc]
+    def _stream(self) -> Iterator[MicroBatch]:
+        lanes = max(1, self._dataloader.num_workers)
+        share = replace(self._share, place=self._place, lanes=lanes)
+        return self._made(share, {lane: np.zeros(1, np.int64) for lane in range(lanes)}, at_once=1)
 
     def _note_place(self, made: MicroBatch) -> None:
         self._handed += 1
@@ -183,13 +136,7 @@ class ExampleLoader(BaseDataLoader):
 
     def _collated(self, made: MicroBatch) -> Batch:
         inputs, labels = made.arrays
-        pin = self._dataloader.pin_memory and torch.cuda.is_available()
         tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-        if pin:
+        if self._pin_memory:
             tensors = {name: value.pin_memory() for name, value in tensors.items()}
         return tensors, torch.from_numpy(labels)
-
-    def _stop_workers(self) -> None:
-        if self._close_pool is not None:
-            self._close_pool()
-            self._close_pool = None
