@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import os
 import re
+import signal
 import socket
 import struct
 import sys
@@ -38,6 +39,7 @@ from flame.spec import check_sources
 log = logging.getLogger(__name__)
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h: the address of an interface
+_LOST_PEER = re.compile(r"(closed|reset) by peer|broken pipe|remote process exited|timed out", re.IGNORECASE)
 _FAR_AWAY = "198.51.100.1"  # of TEST-NET-2 (RFC 5737): belongs to nobody, so the default route leads there
 
 
@@ -235,14 +237,17 @@ def _end(message: str, code: int = 1) -> int:
 
 
 def _cause(error: ChildFailedError, logs: Path) -> tuple[int, ProcessFailure]:
-    """The failure of this node that the others follow from: one the user can mend, else the one that fell silent first.
+    """The failure of this node that the others follow from: one the user can mend, else one that neither tells of a
+    lost peer nor is an end by SIGTERM, which torchrun sends to those left; else the one that fell silent first.
 
     Ranks that lose a peer fail within a second of it, so torchrun's clock of seconds does not tell them apart.
     """
 
-    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, float]:
-        written = [path.stat().st_mtime for path in _stderr(logs, item[1].local_rank)]
-        return item[1].exitcode != USAGE_ERROR, max(written, default=0.0)
+    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, float]:
+        failure = item[1]
+        written = [path.stat().st_mtime for path in _stderr(logs, failure.local_rank)]
+        follows = failure.exitcode == -signal.SIGTERM or bool(_LOST_PEER.search(_last_words(logs, failure.local_rank)))
+        return failure.exitcode != USAGE_ERROR, follows, max(written, default=0.0)
 
     return min(error.failures.items(), key=order)
 

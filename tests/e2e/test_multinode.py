@@ -170,7 +170,8 @@ def test_two_nodes_of_two_processes_train_as_one_of_four(
     assert_same_losses(Run(tmp_path / "run"), alone)
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.slow
 def test_all_nodes_end_when_a_process_of_one_is_killed(
     materials: Materials, tmp_path: Path, network: Network, victim: int
 ) -> None:
@@ -236,6 +237,7 @@ def test_a_first_node_left_alone_says_so(materials: Materials, tmp_path: Path) -
     assert "Traceback" not in node.output
 
 
+@pytest.mark.slow
 def test_a_node_that_finds_no_first_one_says_so(materials: Materials, tmp_path: Path, namespaces: Network) -> None:
     job = job_of(materials, tmp_path / "run", {"comm.init_timeout_seconds": 2})
     node = Node(namespaces, 1, job, free_port(), processes=1, address="10.213.7.9")

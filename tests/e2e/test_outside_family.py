@@ -55,6 +55,7 @@ def test_a_family_in_a_folder(materials: Materials, tmp_path: Path, model: Path)
     assert_trained_and_exported(run, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_family_of_an_installed_package(materials: Materials, tmp_path: Path, model: Path) -> None:
     packages = tmp_path / "packages"
     shutil.copytree(FAMILIES / "ema_lm", packages / "stranger_models")

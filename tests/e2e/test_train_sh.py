@@ -89,7 +89,10 @@ TASK = Breaking
 """
 
 
-@pytest.mark.parametrize("error, code, words", [("DataError", 2, ""), ("RuntimeError", 1, "RuntimeError: ")])
+@pytest.mark.parametrize(
+    "error, code, words",
+    [pytest.param("DataError", 2, "", marks=pytest.mark.slow), ("RuntimeError", 1, "RuntimeError: ")],
+)
 def test_why_a_rank_that_is_not_shown_failed_is_said(
     materials: Materials, tmp_path: Path, error: str, code: int, words: str
 ) -> None:

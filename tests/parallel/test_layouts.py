@@ -36,11 +36,11 @@ ROWS = "training.local_batch_size"
         ("odd tied", "pp2"),
         ("odd", "cp2"),
         pytest.param("odd tied", "cp2", marks=pytest.mark.slow),
-        ("odd tied", "pp2 tp2"),
+        pytest.param("odd tied", "pp2 tp2", marks=pytest.mark.slow),
         ("odd", "tp2 cp2"),
         pytest.param("odd", "rep2 tp2", marks=pytest.mark.slow),
         pytest.param("odd", "dp2 pp2", marks=pytest.mark.slow),
-        ("odd tied", "dp2 tp2 pp2"),
+        pytest.param("odd tied", "dp2 tp2 pp2", marks=pytest.mark.slow),
         pytest.param("odd", "dp2 tp2 cp2", marks=pytest.mark.slow),
         pytest.param("odd", "rep2 dp2 tp2", marks=pytest.mark.slow),
         pytest.param("odd", "tp2 pp2 cp2", marks=pytest.mark.slow),
@@ -57,9 +57,9 @@ def test_a_layout_equals_one_process(train: Train, model: str, layout: str) -> N
         ("Interleaved1F1B", "pp2"),
         pytest.param("LoopedBFS", "pp2", marks=pytest.mark.slow),
         pytest.param("InterleavedZeroBubble", "pp2", marks=pytest.mark.slow),
-        ("ZBVZeroBubble", "pp2"),
+        pytest.param("ZBVZeroBubble", "pp2", marks=pytest.mark.slow),
         ("DualPipeV", "pp2"),
-        ("1F1B", "pp4"),
+        pytest.param("1F1B", "pp4", marks=pytest.mark.slow),
         pytest.param("Interleaved1F1B", "dp2 pp2", marks=pytest.mark.slow),
         pytest.param("ZBVZeroBubble", "dp2 pp2", marks=pytest.mark.slow),
     ],
@@ -96,20 +96,34 @@ def test_packed_documents_in_stages_of_parts_equal_one_process(train: Train) -> 
     assert_equal_runs(train("odd", layout="pp2 cp2", **varlen), train("odd", **varlen))
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2", "cp2"])
-@pytest.mark.parametrize("mode", ["full", "selective"])
+@pytest.mark.parametrize(
+    "layout, mode",
+    [
+        ("tp2", "selective"),
+        ("pp2", "full"),
+        ("cp2", "selective"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (("tp2", "full"), ("pp2", "selective"), ("cp2", "full"))
+        ),
+    ],
+)
 def test_recomputing_in_a_layout_equals_one_process(train: Train, layout: str, mode: str) -> None:
     option = {"activation_checkpoint.selective_ac_option": "op"}
     assert_equal_runs(train("odd", layout=layout, **{RECOMPUTE: mode, **option}), train("odd"))
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2", "cp2"])
+@pytest.mark.parametrize(
+    "layout", ["tp2", *(pytest.param(layout, marks=pytest.mark.slow) for layout in ("pp2", "cp2"))]
+)
 def test_compiled_layers_in_a_layout_equal_one_process(train: Train, layout: str) -> None:
     compiled = {"compile.enable": True, "compile.backend": "aot_eager"}
     assert_equal_runs(train("odd", layout=layout, **compiled), train("odd"))
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2", pytest.param("dp2 tp2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "layout", ["tp2", *(pytest.param(layout, marks=pytest.mark.slow) for layout in ("pp2", "dp2 tp2"))]
+)
 def test_logits_of_all_positions_equal_the_loss_in_the_head(train: Train, layout: str) -> None:
     off = {"task.name": "causal_lm", "task.linear_cross_entropy": "off"}
     assert_equal_runs(train("odd", layout=layout, **off), train("odd"))
@@ -123,7 +137,7 @@ def test_a_loss_over_the_whole_vocabulary_equals_one_process(train: Train) -> No
     "model, layout",
     [
         ("mixtral", "dp2 ep2"),
-        ("deepseek_v3", "dp2 ep2"),
+        pytest.param("deepseek_v3", "dp2 ep2", marks=pytest.mark.slow),
         ("qwen3_moe", "tp2"),
         pytest.param("qwen3_moe", "dp2 pp2 ep2", marks=pytest.mark.slow),
         pytest.param("deepseek_v3", "dp2 tp2 ep4", marks=pytest.mark.slow),
@@ -137,7 +151,7 @@ def test_families_with_more_to_them_equal_one_process(train: Train, model: str, 
     assert_equal_runs(train(model, layout=layout), train(model))
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2", "pp2 cp2"])
+@pytest.mark.parametrize("layout", ["tp2", "pp2", pytest.param("pp2 cp2", marks=pytest.mark.slow)])
 def test_validation_in_a_layout_equals_one_process(train: Train, materials: Materials, layout: str) -> None:
     validation = {
         "validation.enable": True,
@@ -168,6 +182,7 @@ def resumed(materials: Materials, pool: Pool, folder: Path, layouts: list[str]) 
     return run
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_layout_to_layout(materials: Materials, pool: Pool, tmp_path: Path) -> None:
     """With packed experts under tensor parallelism, whole ones under expert parallelism, stages, and one process."""
     alone = resumed(materials, pool, tmp_path / "alone", ["dp1", "dp1", "dp1", "dp1"])
@@ -192,11 +207,16 @@ def exported(materials: Materials, pool: Pool, folder: Path, layout: str) -> tup
     return {file.name: file.read_text() for file in found.glob("*.json")}, load_file(found / "model.safetensors")
 
 
-def test_every_layout_exports_the_same_folder(materials: Materials, pool: Pool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "layouts", [("dp2 ep2",), pytest.param(("tp2", "pp2", "cp2", "pp2 tp2"), marks=pytest.mark.slow)], ids=" ".join
+)
+def test_every_layout_exports_the_same_folder(
+    materials: Materials, pool: Pool, tmp_path: Path, layouts: tuple[str, ...]
+) -> None:
     """With packed experts, whole experts, stages and a tied head."""
     texts, tensors = exported(materials, pool, tmp_path / "alone" / "run", "dp1")
     assert "config.json" in texts
-    for layout in ("tp2", "pp2", "cp2", "dp2 ep2", "pp2 tp2"):
+    for layout in layouts:
         other_texts, other_tensors = exported(materials, pool, tmp_path / layout / "run", layout)
         assert other_texts == texts, layout
         assert list(other_tensors) == list(tensors), layout

@@ -61,7 +61,7 @@ def resumed(materials: Materials, pool: Pool, folder: Path, parts: list[tuple[st
     return run
 
 
-@pytest.mark.parametrize("keys", [MUON, ELLIS], ids=["muon", "ellis"])
+@pytest.mark.parametrize("keys", [pytest.param(MUON, marks=pytest.mark.slow), ELLIS], ids=["muon", "ellis"])
 def test_a_run_in_parts_equals_one_without_a_stop(
     keys: dict[str, Any], materials: Materials, pool: Pool, tmp_path: Path
 ) -> None:

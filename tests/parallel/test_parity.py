@@ -81,7 +81,7 @@ def test_fsdp_on_2_equals_one_process(train: Train, model: str) -> None:
     assert_equal_runs(train(model, world=2), train(model))
 
 
-@pytest.mark.parametrize("model", ["uneven", "tied"])
+@pytest.mark.parametrize("model", [pytest.param("uneven", marks=pytest.mark.slow), "tied"])
 def test_fsdp_on_4_equals_one_process(train: Train, model: str) -> None:
     assert_equal_runs(train(model, world=4), train(model))
 
@@ -101,8 +101,20 @@ def test_when_weights_are_resharded_changes_nothing(train: Train, policy: str) -
     assert_equal_runs(train(world=2, **{RESHARD: policy}), train(world=2), tolerance=1e-6)
 
 
-@pytest.mark.parametrize("mode, option", [("full", "2"), ("selective", "1"), ("selective", "2"), ("selective", "op")])
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    "mode, option, world",
+    [
+        ("full", "2", 2),
+        ("selective", "2", 1),
+        ("selective", "op", 2),
+        *(pytest.param("selective", option, world, marks=pytest.mark.slow) for option, world in (("1", 1), ("2", 2))),
+        *(
+            pytest.param(mode, option, 1, marks=pytest.mark.slow)
+            for mode, option in (("full", "2"), ("selective", "op"))
+        ),
+        pytest.param("selective", "1", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_recomputing_activations_changes_nothing(train: Train, mode: str, option: str, world: int) -> None:
     changes = {RECOMPUTE: mode, "activation_checkpoint.selective_ac_option": option}
     assert_equal_runs(train(world=world, **changes), train(world=world), tolerance=1e-6)
@@ -207,7 +219,8 @@ def test_validation_on_some_ranks_equals_one_process(
     assert few[0] != pytest.approx(everything[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("steps", [-1, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [-1, 1])
 def test_ranks_without_a_document_validate_with_the_others(
     materials: Materials, pool: Pool, tmp_path: Path, steps: int
 ) -> None:

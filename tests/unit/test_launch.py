@@ -229,6 +229,17 @@ def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
     assert "rank 2 was ended by SIGKILL" in launch._how_it_ended(2, ProcessFailure(2, 10, -9, ""), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "code, words, cause",
+    [(1, "RuntimeError: the cat", 1), (1, "RuntimeError: Connection closed by peer", 0), (-9, "", 1)],
+)
+def test_a_rank_ended_by_the_launcher_is_no_cause(tmp_path: Path, code: int, words: str, cause: int) -> None:
+    write_stderr(tmp_path, 0, "", 9)  # silent for longer
+    write_stderr(tmp_path, 1, f"Traceback (most recent call last):\n  sit()\n{words}\n", 0)
+    failures = {0: ProcessFailure(0, 10, -15, ""), 1: ProcessFailure(1, 10, code, "")}
+    assert launch._cause(ChildFailedError("job", failures), tmp_path)[0] == cause
+
+
 @pytest.mark.parametrize("codes, ages, cause", [((1, 2), (9, 0), 1), ((1, 1), (0, 9), 1), ((1, 1), (9, 0), 0)])
 def test_the_cause_is_an_error_to_mend_or_the_first_to_fall_silent(
     tmp_path: Path, codes: tuple[int, ...], ages: tuple[float, ...], cause: int

@@ -74,6 +74,8 @@ def wet(documents: list[str]) -> bytes:
 
 
 def archive(files: dict[str, bytes]) -> bytes:
+    if not hasattr(tarfile, "data_filter"):
+        pytest.skip("this Python cannot unpack archives safely, and flame refuses to")
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w:gz") as tar:
         for name, content in files.items():
@@ -268,7 +270,7 @@ def test_an_archive_compressed_by_zstd_is_unpacked(server: Server, tmp_path: Pat
 def test_a_python_that_cannot_unpack_safely_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("tarfile.data_filter")
+    monkeypatch.delattr("tarfile.data_filter", raising=False)
     table = registry(tmp_path, mine="files.train = ['http://127.0.0.1:9/x.tar']")
     assert flame(["data", "download", "mine", table, f"--out={tmp_path}/out"]) == 2
     assert "use 3.10.12, 3.11.4 or later" in capsys.readouterr().err and not (tmp_path / "out").exists()
