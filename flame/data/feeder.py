@@ -13,6 +13,7 @@ from flame.data.encoder import Encoder
 from flame.data.order import DocumentOrder
 from flame.data.sources.records import IDS, TEXT, BadRow, BadRowPolicy, DocumentSource, cut_text
 from flame.data.streams import Piece, TokenStream
+from flame.data.tiktoken_encoding import threads
 from flame.data.upcoming import Upcoming
 from flame.errors import DataError
 
@@ -89,8 +90,11 @@ class Feeder:
 
     def _tokens_ahead(self) -> int:
         """How far a stream that wants tokens is filled: by few, large calls, once it is clear that much is wanted."""
-        share = _ENCODE_BYTES // _BYTES_PER_TOKEN // len(self.streams)
-        return min(_STREAM_TOKENS if self.source.tokenized else share, self._tokens_seen // len(self.streams))
+        most = _STREAM_TOKENS
+        if not self.source.tokenized:
+            # One thread gains nothing by large calls, and other worker processes would wait for this one's.
+            most = _ENCODE_BYTES // _BYTES_PER_TOKEN // len(self.streams) if threads() > 1 else 0
+        return min(most, self._tokens_seen // len(self.streams))
 
     def has_ended(self, stream: TokenStream) -> bool:
         """Whether not a token is left for a stream."""

@@ -67,10 +67,10 @@ class TiktokenEncoding:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of every text, int32, on as many cores as ``tokenizers`` would take."""
-        threads = _threads()
-        if threads == 1 or len(texts) == 1:
+        count = threads()
+        if count == 1 or len(texts) == 1:
             return [self._encode(text) for text in texts]
-        with ThreadPoolExecutor(min(threads, len(texts))) as pool:
+        with ThreadPoolExecutor(min(count, len(texts))) as pool:
             # The longest first, or one core would end up with the last of them while the others have nothing to do.
             by_length = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
             futures = {number: pool.submit(self._encode, texts[number]) for number in by_length}
@@ -128,7 +128,8 @@ def _agree(encoding: TiktokenEncoding, tokenizer: Tokenizer) -> bool:
     return all(np.array_equal(expected, found) for expected, found in pairs)
 
 
-def _threads() -> int:
+def threads() -> int:
+    """How many threads encode in this process; one in a worker process."""
     if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("0", "false", "off", "no", "n", "f"):
         return 1
     limit = os.environ.get("RAYON_NUM_THREADS", "")
