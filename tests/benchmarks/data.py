@@ -135,21 +135,23 @@ def measure_text(options: argparse.Namespace) -> None:
     source = Source(path="builtin:python-stdlib")
     texts = [path.read_text(encoding="utf-8") for path in corpus_files("python-stdlib", "train")]
     peers = bare_encoders(tokenizer.backend_tokenizer)
-    kinds = [("stream", workers) for workers in WORKERS] + [("best_fit", 0)]
+    kinds = [("stream", length, workers) for length in (SEQ_LEN, 2048) for workers in WORKERS] + [("best_fit", 2048, 0)]
     bare, path = {name: [] for name in peers}, {kind: [] for kind in kinds}
     for _ in range(options.runs):
         for name, encode_batch in peers.items():
             bare[name].append(bare_speed(encode_batch, texts))
-        for packing, workers in kinds:
+        for packing, length, workers in kinds:
             section = Data(on_bad_row="error", packing=packing)  # pyright: ignore[reportArgumentType]
-            loader = make_loader(encoder, source, section, workers=workers)
-            path[packing, workers].append(speed(loader, options.batches))
+            loader = make_loader(encoder, source, section, length, workers=workers)
+            path[packing, length, workers].append(speed(loader, options.batches * SEQ_LEN // length))
     references = {name: statistics.median(found) for name, found in bare.items()}
     print(f"{os.cpu_count()} cores; {', '.join(f'{name} {found:,.0f} tokens/s' for name, found in references.items())}")
-    for (packing, workers), speeds in path.items():
+    for (packing, length, workers), speeds in path.items():
         median = statistics.median(speeds)
         ratios = ", ".join(f"{median / reference:.2f} of {name}" for name, reference in references.items())
-        print(f"data path, {packing}, {workers} workers: {median:,.0f} tokens/s, {ratios} (goal 0.90)")
+        print(
+            f"data path, {packing}, rows of {length}, {workers} workers: {median:,.0f} tokens/s, {ratios} (goal 0.90)"
+        )
     for workers in WORKERS:
         loader = make_loader(encoder, source, Data(), workers=workers)
         share, seconds = waiting_share(loader, len(tokenizer), options.steps)
