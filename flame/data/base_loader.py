@@ -50,13 +50,14 @@ class BaseLoader(BaseDataLoader, Generic[Made]):
         """What was counted so far; see ``BlockPacker`` and ``ExampleMaker.tally``."""
         return dict(self._record.packed)
 
-    def _made(self, plan: Plan, states: dict[int, np.ndarray], *, at_once: int) -> Iterator[Made]:
+    def _made(self, plan: Plan, states: dict[int, np.ndarray], *, at_once: int, ahead: int) -> Iterator[Made]:
         """Gives what the lanes give from these states on, in turn and without end.
 
         Args:
             plan: What makes it.
             states: The lanes in the order of their turns, each with its state.
             at_once: How much of it fills a micro-batch, for workers send that much at once between them.
+            ahead: How many times that each worker makes ahead of need if the job does not say.
         """
         workers = min(self._dataloader.num_workers, len(states))
         if not workers:
@@ -66,7 +67,7 @@ class BaseLoader(BaseDataLoader, Generic[Made]):
             states,
             count=workers,
             rows_per_message=max(1, at_once // workers),
-            messages_ahead=self._dataloader.prefetch_factor or 2,
+            messages_ahead=self._dataloader.prefetch_factor or ahead,
             note=self._record.note,
         )
         self._close_pool = weakref.finalize(self, pool.close)

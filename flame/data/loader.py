@@ -26,6 +26,9 @@ from flame.data.resuming import START_OVER, compare
 from flame.data.rows import Row, RowMaker, RowPlan
 from flame.errors import DataError
 
+_TOKENS_AHEAD = 1 << 17
+"""Of every worker: while one is busy with a long document, the others must not have to wait for their turns."""
+
 
 class Loader(BaseLoader[Row]):
     """Micro-batches of one rank; made by ``build_loader``.
@@ -52,7 +55,9 @@ class Loader(BaseLoader[Row]):
             self._states = {lane: self._plan.initial_state() for lane in self._lanes}
         self._is_resumed = False
         self._before.clear()
-        return self._batches(self._made(self._plan, self._states, at_once=self._local_batch_size))
+        tokens = self._local_batch_size * self._plan.shape.seq_len
+        ahead = min(max(2, _TOKENS_AHEAD // tokens), 64)
+        return self._batches(self._made(self._plan, self._states, at_once=self._local_batch_size, ahead=ahead))
 
     @property
     def plan(self) -> RowPlan:

@@ -124,7 +124,7 @@ class ExampleLoader(BaseLoader[MicroBatch]):
     def _stream(self) -> Iterator[MicroBatch]:
         lanes = max(1, self._dataloader.num_workers)
         share = replace(self._share, place=self._place, lanes=lanes)
-        return self._made(share, {lane: np.zeros(1, np.int64) for lane in range(lanes)}, at_once=1)
+        return self._made(share, {lane: np.zeros(1, np.int64) for lane in range(lanes)}, at_once=1, ahead=2)
 
     def _note_place(self, made: MicroBatch) -> None:
         self._handed += 1
