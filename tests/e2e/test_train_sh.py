@@ -46,6 +46,7 @@ def test_a_mistake_is_one_line_before_anything_starts(materials: Materials, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_exit_code_of_a_job_that_fails_on_every_rank_is_passed_on(materials: Materials, tmp_path: Path) -> None:
     changes = {
         "model.plugin_path": str(FAMILIES),

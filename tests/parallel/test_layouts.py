@@ -30,8 +30,8 @@ ROWS = "training.local_batch_size"
     "model, layout",
     [
         ("odd", "tp2"),
-        ("odd tied", "tp2"),
-        ("uneven", "tp3"),
+        pytest.param("odd tied", "tp2", marks=pytest.mark.slow),
+        pytest.param("uneven", "tp3", marks=pytest.mark.slow),
         ("odd", "pp2"),
         ("odd tied", "pp2"),
         ("odd", "cp2"),
@@ -75,6 +75,7 @@ def test_stages_by_name_equal_one_process(train: Train) -> None:
     assert_equal_runs(train("odd", layout="pp2", **{"parallelism.module_fqns_per_model_part": parts}), train("odd"))
 
 
+@pytest.mark.slow
 def test_larger_microbatches_equal_one_process(train: Train) -> None:
     run = train("odd", layout="pp2", **{"parallelism.pipeline_parallel_microbatch_size": 2, ROWS: 4})
     assert_equal_runs(run, train("odd"))
@@ -91,6 +92,7 @@ def test_packed_documents_across_parts_equal_one_process(train: Train, method: s
     assert_equal_runs(train("odd", layout="cp2", **{METHOD: method, **varlen}), train("odd", **varlen))
 
 
+@pytest.mark.slow
 def test_packed_documents_in_stages_of_parts_equal_one_process(train: Train) -> None:
     varlen = {"training.varlen": True}
     assert_equal_runs(train("odd", layout="pp2 cp2", **varlen), train("odd", **varlen))
@@ -129,6 +131,7 @@ def test_logits_of_all_positions_equal_the_loss_in_the_head(train: Train, layout
     assert_equal_runs(train("odd", layout=layout, **off), train("odd"))
 
 
+@pytest.mark.slow
 def test_a_loss_over_the_whole_vocabulary_equals_one_process(train: Train) -> None:
     assert_equal_runs(train("odd", layout="tp2", **{"parallelism.disable_loss_parallel": True}), train("odd"))
 
@@ -151,7 +154,9 @@ def test_families_with_more_to_them_equal_one_process(train: Train, model: str, 
     assert_equal_runs(train(model, layout=layout), train(model))
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2", pytest.param("pp2 cp2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "layout", [pytest.param("tp2", marks=pytest.mark.slow), "pp2", pytest.param("pp2 cp2", marks=pytest.mark.slow)]
+)
 def test_validation_in_a_layout_equals_one_process(train: Train, materials: Materials, layout: str) -> None:
     validation = {
         "validation.enable": True,

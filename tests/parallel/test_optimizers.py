@@ -78,6 +78,7 @@ def test_a_run_in_parts_equals_one_without_a_stop(
         assert_equal_weights(moved.weights(6), whole.weights(6), 1e-5)
 
 
+@pytest.mark.slow
 def test_an_extended_run_equals_a_long_one(materials: Materials, pool: Pool, tmp_path: Path) -> None:
     """The rate after the extension is that of the long curve, which the short one had not reached yet."""
     constant = {**MUON, "lr_scheduler.decay_ratio": 0.5}

@@ -81,7 +81,8 @@ def test_fsdp_on_2_equals_one_process(train: Train, model: str) -> None:
     assert_equal_runs(train(model, world=2), train(model))
 
 
-@pytest.mark.parametrize("model", [pytest.param("uneven", marks=pytest.mark.slow), "tied"])
+@pytest.mark.parametrize("model", ["uneven", "tied"])
+@pytest.mark.slow
 def test_fsdp_on_4_equals_one_process(train: Train, model: str) -> None:
     assert_equal_runs(train(model, world=4), train(model))
 
@@ -106,7 +107,7 @@ def test_when_weights_are_resharded_changes_nothing(train: Train, policy: str) -
     [
         ("full", "2", 2),
         ("selective", "2", 1),
-        ("selective", "op", 2),
+        pytest.param("selective", "op", 2, marks=pytest.mark.slow),
         *(pytest.param("selective", option, world, marks=pytest.mark.slow) for option, world in (("1", 1), ("2", 2))),
         *(
             pytest.param(mode, option, 1, marks=pytest.mark.slow)

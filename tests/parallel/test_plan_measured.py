@@ -142,7 +142,12 @@ def plans(jobs: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+QUICK = ("one in bfloat16", "fsdp 4, uneven", "fsdp 2, logits", "tensor 2", "context 2", "pipeline 2")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in LAYOUTS]
+)
 def test_a_rank_holds_and_sends_what_was_planned(
     name: str, jobs: dict[str, Path], plans: dict[str, list[dict[str, Any]]], pool: Pool
 ) -> None:

@@ -37,7 +37,7 @@ def test_a_layout_equals_one_process(train: Train, model: str, layout: str) -> N
     "model, layout",
     [
         pytest.param("hgrn2", "tp2 cp2", marks=pytest.mark.slow),
-        ("mamba2", "tp2 cp2"),
+        pytest.param("mamba2", "tp2 cp2", marks=pytest.mark.slow),
         pytest.param("gated_deltanet", "tp2 pp2", marks=pytest.mark.slow),
         pytest.param("mamba", "tp2 cp2", marks=pytest.mark.slow),
         pytest.param("hgrn2", "pp2 cp2", marks=pytest.mark.slow),
@@ -65,7 +65,7 @@ def test_options_of_mixers_equal_one_process(train: Train, model: str, layout: s
 @pytest.mark.parametrize(
     "model, layout",
     [
-        ("gla", "cp2"),
+        pytest.param("gla", "cp2", marks=pytest.mark.slow),
         pytest.param("rwkv7", "cp2", marks=pytest.mark.slow),
         *(pytest.param(model, "pp2 cp2", marks=pytest.mark.slow) for model in ("gla", "transformer")),
     ],
