@@ -35,7 +35,7 @@ def test_it_trains_from_another_folder_with_2_processes(materials: Materials, tm
     assert "Try it:" in output
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_mistake_is_one_line_before_anything_starts(materials: Materials, tmp_path: Path, processes: int) -> None:
     job = write_job(materials, tmp_path / "run", {"training.stepz": 3})
     process = train_sh("--job.config_file", str(job), folder=tmp_path, processes=processes)
@@ -113,7 +113,7 @@ def test_why_a_rank_that_is_not_shown_failed_is_said(
     assert Path(last.rpartition("; see ")[2]).is_dir()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_sigterm_ends_every_process(materials: Materials, tmp_path: Path, processes: int) -> None:
     changes = {"training.steps": 100_000, "training.dataloader.num_workers": 1, "checkpoint.interval": 100_000}
     job = write_job(materials, tmp_path / "run", changes)

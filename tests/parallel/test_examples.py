@@ -205,7 +205,7 @@ def test_one_process_computes_what_a_plain_loop_does(train_examples: TrainExampl
     assert_equal_weights(run.weights(STEPS), dict(model.named_parameters()))
 
 
-@pytest.mark.parametrize("kind", ("speech", "classes"))
+@pytest.mark.parametrize("kind", ("speech", pytest.param("classes", marks=pytest.mark.slow)))
 def test_a_resumed_run_is_the_run_left_alone(
     train_examples: TrainExamples, kind: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

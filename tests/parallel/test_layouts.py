@@ -32,7 +32,7 @@ ROWS = "training.local_batch_size"
         ("odd", "tp2"),
         pytest.param("odd tied", "tp2", marks=pytest.mark.slow),
         pytest.param("uneven", "tp3", marks=pytest.mark.slow),
-        ("odd", "pp2"),
+        pytest.param("odd", "pp2", marks=pytest.mark.slow),
         ("odd tied", "pp2"),
         ("odd", "cp2"),
         pytest.param("odd tied", "cp2", marks=pytest.mark.slow),

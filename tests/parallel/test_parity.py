@@ -87,12 +87,12 @@ def test_fsdp_on_4_equals_one_process(train: Train, model: str) -> None:
     assert_equal_runs(train(model, world=4), train(model))
 
 
-@pytest.mark.parametrize("model", ["plain", "tied"])
+@pytest.mark.parametrize("model", ["plain", pytest.param("tied", marks=pytest.mark.slow)])
 def test_replicas_alone_equal_one_process(train: Train, model: str) -> None:
     assert_equal_runs(train(model, world=2, **{REPLICATE: 2, SHARD: 1}), train(model))
 
 
-@pytest.mark.parametrize("model", ["uneven", "tied"])
+@pytest.mark.parametrize("model", ["uneven", pytest.param("tied", marks=pytest.mark.slow)])
 def test_replicas_of_shards_equal_one_process(train: Train, model: str) -> None:
     assert_equal_runs(train(model, world=4, **{REPLICATE: 2, SHARD: 2}), train(model))
 

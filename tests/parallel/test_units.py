@@ -12,10 +12,8 @@ LAYOUTS = ["dp2", "tp2", "pp2", "cp2"]
 # The matrix has these too; in the default suite those that differ from GLA's in kind.
 QUICK = {("gla", layout) for layout in LAYOUTS}
 QUICK |= {
-    ("gated_deltanet", "tp2"),
     ("gated_deltanet", "cp2"),
     ("hgrn2", "pp2"),
-    ("hgrn2", "cp2"),
     ("transformer", "cp2"),
 }
 VARLEN = {"training.varlen": True}

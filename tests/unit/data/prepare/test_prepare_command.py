@@ -255,6 +255,7 @@ def _killed_at_random(job: Path, out: Path, kills: int, seed: int, drivers: Driv
     assert contents(out) == wanted != {}
 
 
+@pytest.mark.slow  # stage by stage it is tried in test_prepare_interrupted
 def test_a_preparation_killed_at_random_ends_with_the_same_bytes(
     write_job: Callable[..., Path], tmp_path: Path, drivers: Drivers
 ) -> None:
