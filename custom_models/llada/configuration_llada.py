@@ -54,6 +54,8 @@ class LLaDAConfig(LlamaConfig):
     too; what is saved has Llama's names.
 
     Args:
+        block_length: tokens of a block that is filled in before those to its right are begun and never sees them (block
+            diffusion); 0: every token sees every other.
         mask_token_id: the token that hides others; None until training finds one for its tokenizer.
         is_causal: always false.
 
@@ -78,6 +80,7 @@ class LLaDAConfig(LlamaConfig):
     eos_token_id: int | list[int] | None = 126_081
     pad_token_id: int | None = 126_081
     mask_token_id: int | None = 126_336
+    block_length: int = 0
     is_causal: bool = False
 
     def __post_init__(self, **kwargs):
@@ -109,6 +112,8 @@ class LLaDAConfig(LlamaConfig):
                 continue  # follow from the others
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise ValueError(f"{name} = {size!r} must be a whole number from 1")
+        if not isinstance(self.block_length, int) or self.block_length < 0 or self.block_length == 1:
+            raise ValueError(f"block_length = {self.block_length!r} must be 0, for no blocks, or a whole number from 2")
         if self.hidden_size % heads:
             raise ValueError(f"hidden_size = {self.hidden_size} is no multiple of num_attention_heads = {heads}")
         if heads % (groups or heads):

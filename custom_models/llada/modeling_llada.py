@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 from transformers import GenerationMixin, LlamaPreTrainedModel
 from transformers.masking_utils import (
+    and_masks,
     create_bidirectional_mask,
     find_packed_sequence_indices,
     packed_sequence_mask_function,
@@ -27,6 +28,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_llada import LLaDAConfig
+from .modeling_llada_blocks import block_numbers, sees
 from .modeling_llada_likelihood import LikelihoodMixin
 from .modeling_llada_sampling import SamplingMixin
 
@@ -99,19 +101,36 @@ class LLaDAModel(LLaDAPreTrainedModel):
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,  # [B, T, H]
         cache: Any = None,
+        clean_ids: torch.Tensor | None = None,  # [B, T]
+        block_start: int | torch.Tensor = 0,  # or [B, 1]
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Without an attention mask, positions that restart are taken for packed documents, which stay apart.
 
-        ``cache``, or ``past_key_values`` as it was called up to transformers 5.23, is a ``BlockCache`` or None.
+        Args:
+            cache: a ``BlockCache``, or None; ``past_key_values`` up to transformers 5.23.
+            clean_ids: the text without masks, where ``config.block_length`` is set: blocks of ``input_ids`` see earlier
+                ones in it. Outputs are those of ``input_ids``.
+            block_start: a position at which a block begins.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        length = hidden.shape[1]
         if position_ids is None:
-            position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+            position_ids = torch.arange(length, device=hidden.device).unsqueeze(0)
         cache = past_key_values if cache is None else cache
-        mask = self._mask(hidden, attention_mask, position_ids, cache)
+        documents = None
+        if attention_mask is None and cache is None and "flash" not in (self.config._attn_implementation or ""):
+            # Flash attention reads documents off the positions itself.
+            documents = find_packed_sequence_indices(position_ids.expand(hidden.shape[:2]))
+        if clean_ids is not None:
+            hidden = torch.cat([hidden, self.embed_tokens(clean_ids)], dim=1)  # [B, 2T, H]
+            position_ids = position_ids.repeat(1, 2)
+            documents = documents if documents is None else documents.repeat(1, 2)
+            attention_mask = attention_mask if attention_mask is None else attention_mask.repeat(1, 2)
+        blocks = self._blocks(position_ids, block_start, cache, clean_ids is not None)
+        mask = self._mask(hidden, attention_mask, documents, blocks, cache, length)
         rotation = self.rotary_emb(hidden, position_ids=position_ids)
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden = layer(
@@ -122,17 +141,35 @@ class LLaDAModel(LLaDAPreTrainedModel):
                 **{CACHE: cache},
                 **kwargs,
             )
-        return BaseModelOutput(last_hidden_state=self.norm(hidden))
+        return BaseModelOutput(last_hidden_state=self.norm(hidden[:, :length]))
 
-    def _mask(self, hidden: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Any) -> Any:
-        """What attention is to be told of padding and of packed documents; None if there is neither."""
-        documents = None
-        if mask is None and cache is None and "flash" not in (self.config._attn_implementation or ""):
-            # Flash attention reads documents off the positions itself.
-            documents = find_packed_sequence_indices(positions.expand(hidden.shape[:2]))
-        same = packed_sequence_mask_function(documents) if documents is not None else None
-        held: Any = {CACHE: cache}
-        return create_bidirectional_mask(self.config, hidden, mask, and_mask_function=same, **held)
+    def _blocks(self, positions: torch.Tensor, start: Any, cache: Any, doubled: bool) -> torch.Tensor | None:
+        """Numbers of the tokens' blocks, [B, S]; None where every token sees every other."""
+        size = self.config.block_length
+        if doubled and (not size or cache is not None):
+            raise ValueError("clean_ids are for a config with a block_length, without a cache")
+        if size and "flash" in (self.config._attn_implementation or ""):
+            raise ValueError(
+                f"block_length = {size}: flash attention takes no mask; choose attn_implementation = 'flex_attention'"
+            )
+        # What a cache holds already are blocks that are finished, and the queries' own.
+        return block_numbers(positions, size, start) if size and not (cache and cache.keys) else None
+
+    def _mask(
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None,
+        documents: torch.Tensor | None,
+        blocks: torch.Tensor | None,
+        cache: Any,
+        length: int,
+    ) -> Any:
+        """What attention is to be told of padding, packed documents and blocks; None if there is nothing to tell."""
+        functions = [] if documents is None else [packed_sequence_mask_function(documents)]
+        if blocks is not None:
+            functions.append(sees(blocks.expand(hidden.shape[:2]), length))
+        held: Any = {CACHE: cache, "and_mask_function": and_masks(*functions) if functions else None}
+        return create_bidirectional_mask(self.config, hidden, mask, **held)
 
 
 class LLaDAModelLM(SamplingMixin, LikelihoodMixin, LLaDAPreTrainedModel, GenerationMixin):
@@ -160,7 +197,7 @@ class LLaDAModelLM(SamplingMixin, LikelihoodMixin, LLaDAPreTrainedModel, Generat
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         cache: Any = None,
-        **kwargs: Any,
+        **kwargs: Any,  # clean_ids, block_start
     ) -> MaskedLMOutput:
         """Args as ``LLaDAModel``'s, and:
 

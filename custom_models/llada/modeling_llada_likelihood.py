@@ -33,6 +33,8 @@ class LikelihoodMixin:
         over [0, 1]: what training minimises. Its draws vary more.
 
         Both draw l or t at equal distances from a random start, and both have the same expectation but for eps.
+        Where ``config.block_length`` is set, L, l and p are those of a block, and the bounds of blocks, each given the
+        ones before it, add up.
 
         Args:
             prompt: [P], never masked; P may be 0.
@@ -49,24 +51,45 @@ class LikelihoodMixin:
         """
         _check(prompt, answer, estimator, samples, batch_size, cfg_scale, eps)
         device, length = answer.device, len(answer)
-        start = torch.rand(1, device=device, generator=generator)
-        spread = (start + torch.arange(samples, device=device) / samples) % 1  # [S]
-        noise = torch.rand(samples, length, device=device, generator=generator)
-        if estimator == "count":
-            counts = (spread * length).long().clamp(max=length - 1) + 1
-            masked = noise.argsort(dim=1).argsort(dim=1) < counts.unsqueeze(1)  # [S, L], counts of each row
-            weights = length / counts
-        else:
-            chances = (1 - eps) * spread + eps
-            masked, weights = noise < chances.unsqueeze(1), 1 / chances
+        parts = [
+            _masks(size, samples, estimator, eps, device, generator)
+            for size in _sizes(length, self.config.block_length or length)
+        ]
+        masked = torch.cat([part for part, _ in parts], dim=1)  # [S, L]
+        weights = torch.cat([weight.expand_as(part) for part, weight in parts], dim=1)  # [S, L]
         losses = [masked_loss(self, prompt, answer, part, cfg_scale) for part in masked.split(batch_size)]
-        return -(torch.cat(losses).double() * weights).mean().item()
+        return -(torch.cat(losses).double() * weights).sum(1).mean().item()
+
+
+def _sizes(length: int, block: int) -> list[int]:
+    """Lengths of the blocks of an answer; the last may be shorter."""
+    return [min(block, length - start) for start in range(0, length, block)]
+
+
+def _masks(
+    length: int,
+    samples: int,
+    estimator: str,
+    eps: float,
+    device: torch.device,
+    generator: torch.Generator | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws which tokens of a block are masked, [S, L], and what their losses count, [S, 1]."""
+    start = torch.rand(1, device=device, generator=generator)
+    spread = ((start + torch.arange(samples, device=device) / samples) % 1).unsqueeze(1)  # [S, 1]
+    spread = spread[torch.randperm(samples, device=device, generator=generator)]  # blocks are drawn independently
+    noise = torch.rand(samples, length, device=device, generator=generator)
+    if estimator == "count":
+        counts = (spread * length).long().clamp(max=length - 1) + 1
+        return noise.argsort(dim=1).argsort(dim=1) < counts, length / counts
+    chances = (1 - eps) * spread + eps
+    return noise < chances, 1 / chances
 
 
 def masked_loss(
     model: Any, prompt: torch.Tensor, answer: torch.Tensor, masked: torch.Tensor, cfg_scale: float = 0.0
 ) -> torch.Tensor:
-    """Summed cross entropy of masked tokens, [S] in float32, for S ways to mask an answer.
+    """Cross entropy of masked tokens, [S, L] in float32 and 0 elsewhere, for S ways to mask an answer.
 
     Args:
         model: a masked diffusion model.
@@ -82,13 +105,17 @@ def masked_loss(
     if cfg_scale:
         ids = torch.cat([ids, torch.cat([torch.full_like(prompts, mask_id), answers], dim=1)])
     kept = torch.arange(len(prompt), ids.shape[1], device=ids.device)
-    logits = model(input_ids=ids, logits_to_keep=kept).logits.float()  # [S, L, V]
+    blocks: dict[str, Any] = {}
+    if model.config.block_length:
+        blocks = {"clean_ids": torch.cat([ids[:, : len(prompt)], answer.expand(len(ids), -1)], dim=1)}
+        blocks["block_start"] = len(prompt)
+    logits = model(input_ids=ids, logits_to_keep=kept, **blocks).logits.float()  # [S, L, V]
     if cfg_scale:
         given, not_given = logits.chunk(2)
         logits = not_given + (cfg_scale + 1) * (given - not_given)
     targets = answer.expand_as(masked)
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    return (losses.view_as(masked) * masked).sum(1)
+    return losses.view_as(masked) * masked
 
 
 def _check(

@@ -95,6 +95,10 @@ def make_plan(
     """
     if gen_length < 1:
         raise ValueError(f"max_new_tokens = {gen_length}: give at least 1")
+    if config.block_length:
+        _check_learnt(config.block_length, gen_length, block_length)
+        rest["cache"] = rest["cache"] or "dual"  # exact here: finished blocks see nothing of later ones
+        block_length = config.block_length
     block = _default_block(gen_length) if block_length is None else block_length
     if block < 1 or gen_length % block:
         raise ValueError(f"block_length = {block} does not divide max_new_tokens = {gen_length}; choose one that does")
@@ -120,6 +124,17 @@ def make_plan(
         raise ValueError(f"refresh = {rest['refresh']} needs a cache; choose cache = 'prefix' or 'dual'")
     own = {"mask_id": _mask_id(config), "threshold": threshold}
     return Plan(length=gen_length, block=block, steps=steps // blocks, **own, **rest)
+
+
+def _check_learnt(learnt: int, length: int, asked: int | None) -> None:
+    """Refuses other blocks than those that a model with blocks was trained with."""
+    if asked not in (None, learnt):
+        raise ValueError(f"block_length = {asked}: this model was trained with blocks of {learnt}; leave it out")
+    if length % learnt:
+        raise ValueError(
+            f"max_new_tokens = {length} is no multiple of {learnt}, the block of this model; "
+            f"give {-(-length // learnt) * learnt}"
+        )
 
 
 def _default_block(length: int) -> int:
@@ -158,13 +173,14 @@ class SamplingMixin:
             attention_mask: [B, P], 0 where there is padding.
             max_new_tokens: N, the tokens that are filled in after each prompt; None: 128.
             steps: passes through the model over all blocks; None: one for each token.
-            block_length: tokens filled in before those to their right are begun; None: up to 32, as divide N.
+            block_length: tokens filled in before those to their right are begun; None: the config's, or up to 32, as
+                divide N.
             temperature: of the softmax that tokens are drawn from; 0, or None, takes the likeliest.
             cfg_scale: w of classifier-free guidance: logits u + (w + 1)(c - u), u of the masked prompt; 0: none.
             remasking: which of the drawn tokens stay: ``low_confidence`` keeps the likeliest, ``random`` any.
             threshold: keep all tokens likelier than this, and at least one, instead of a number given by ``steps``.
             cache: ``prefix`` computes only the block and what follows it, ``dual`` only the block, with keys and values
-                of the block's first pass for the rest.
+                of the block's first pass for the rest. With ``config.block_length`` always ``dual``, which is exact.
             refresh: renew the cache after so many steps; 0: once a block; 1 computes what no cache does.
             suppress_eos: never draw the end-of-text token.
             stop_at_eos: pad each row after its first end-of-text token, and skip blocks that no row needs.
@@ -226,7 +242,10 @@ class _Passes:
 
     def logits(self, block: slice, fresh: bool) -> torch.Tensor:
         """Logits of a block, [B, N, V] in float32; ``fresh`` where cached keys and values are to be renewed."""
-        ids, mask, positions = self.ids, self.mask, self.positions
+        in_blocks = self.model.config.block_length > 0
+        seen = block.stop if in_blocks else self.ids.shape[1]
+        ids, positions = self.ids[:, :seen], self.positions[:, :seen]
+        mask = self.mask if self.mask is None else self.mask[:, :seen]
         if self.plan.cfg_scale:
             masked = ids.clone()
             masked[:, : self.first] = self.model.config.mask_token_id
@@ -247,6 +266,7 @@ class _Passes:
             position_ids=positions[:, window],
             cache=self.cache,
             logits_to_keep=kept,
+            **({"block_start": positions[:, self.first : self.first + 1]} if in_blocks else {}),
         ).logits.float()
         if self.plan.cfg_scale:
             given, not_given = logits.chunk(2)

@@ -52,7 +52,8 @@ class MaskedDiffusion(Task):
 
     The mean is over all tokens, hidden or not, as LLaDA's is over B * L. Targets are the tokens at the hidden positions
     themselves. A micro-batch has ``input_ids`` with masks in them, ``noise`` [B, T] (p * 2^24 where a token is hidden,
-    0 elsewhere) and labels: the text, -100 where there is none.
+    0 elsewhere) and labels: the text, -100 where there is none. Where the model config has a ``block_length`` (block
+    diffusion, arXiv 2503.09573), each block has a p of its own, and the text itself comes along as ``clean_ids``.
     """
 
     Options = MaskedDiffusionOptions
@@ -64,6 +65,7 @@ class MaskedDiffusion(Task):
         _check_options(self.options, config)
         self.documents = "position_ids"
         self.mask_token_id = -1
+        self.block_length = 0
         self._token_bytes = token_bytes(tokenizer)
 
     def encoder(self) -> TextEncoder:
@@ -75,6 +77,8 @@ class MaskedDiffusion(Task):
         assert issubclass(model_class, PreTrainedModel)
         self.documents = documents
         self.mask_token_id = fit_mask_token(config, self.tokenizer)
+        self.block_length = getattr(config, "block_length", 0)
+        _check_blocks(self.block_length, config, self.config)
         self._token_bytes = _extended(self._token_bytes, config.vocab_size)
         small = trial_model(model_class, config)
         if small is None:
@@ -110,15 +114,18 @@ class MaskedDiffusion(Task):
         length = inputs.get("cut_length", 0) or labels.shape[1]
         ids, labels = inputs["input_ids"][:, :length], labels[:, :length]
         text = _is_text(ids, labels)
-        rows = len(ids)
-        time = torch.rand(rows, 1, generator=generator)
-        chance = ((1 - self.options.eps) * time + self.options.eps).mul(_UNIT).round().long().clamp(1, _UNIT)  # [B, 1]
+        time = torch.rand(len(ids), 1, generator=generator)
+        if self.block_length:
+            blocks = _block_indices(inputs, length, self.block_length)  # [B or 1, T]
+            time = torch.rand(len(ids), length, generator=generator).gather(1, blocks.expand(len(ids), -1))
+        chance = ((1 - self.options.eps) * time + self.options.eps).mul(_UNIT).round().long().clamp(1, _UNIT)
         drawn = torch.randint(0, _UNIT, ids.shape, generator=generator)
         hidden = (drawn < chance) & text
         held = {name: value[:, :length] for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-        held["input_ids"] = _ended(ids, text, self.tokenizer.eos_token_id).masked_fill(
-            hidden, inputs.get("mask_token_id", self.mask_token_id)
-        )
+        clean = _ended(ids, text, self.tokenizer.eos_token_id)
+        held["input_ids"] = clean.masked_fill(hidden, inputs.get("mask_token_id", self.mask_token_id))
+        if self.block_length:
+            held["clean_ids"] = clean
         held["noise"] = chance * hidden
         return held, ids.masked_fill(~text, IGNORE_INDEX)
 
@@ -139,7 +146,8 @@ class MaskedDiffusion(Task):
         return _weighted(logits, labels[hidden], weights[hidden])
 
     def work(self, inputs: Inputs) -> float:
-        return inputs["input_ids"].shape[1] / self.config.training.seq_len
+        passes = 2 if self.block_length else 1  # the text itself goes through the layers too
+        return passes * inputs["input_ids"].shape[1] / self.config.training.seq_len
 
     def sample(self, config: PreTrainedConfig, rows: int, length: int, generator: torch.Generator) -> Batch:
         inputs, labels = super().sample(config, rows, length, generator)
@@ -197,8 +205,9 @@ def fit_mask_token(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast)
 
 @torch.no_grad()
 def sees_both_sides(model: PreTrainedModel) -> bool:
-    """True if the first token's logits depend on the last token, and the last one's on the first."""
-    ids = torch.randint(3, model.config.vocab_size, (1, 8), generator=torch.Generator().manual_seed(0))
+    """True if the first token's logits depend on the last token (of its block), and the last one's on the first."""
+    length = min(8, getattr(model.config, "block_length", 0) or 8)
+    ids = torch.randint(3, model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     plain = model(input_ids=ids).logits
     for changed, seen in ((-1, 0), (0, -1)):
         other = ids.clone()
@@ -219,6 +228,28 @@ def _check_options(options: MaskedDiffusionOptions, config: JobConfig) -> None:
             f"task.random_length_share = {options.random_length_share}: pipeline and context parallelism need rows of "
             "one length; set it to 0"
         )
+
+
+def _check_blocks(length: int, config: PreTrainedConfig, job: JobConfig) -> None:
+    """Refuses what a row and its text side by side cannot be trained with."""
+    if not length:
+        return
+    for name in ("pipeline_parallel_degree", "context_parallel_degree"):
+        if (degree := getattr(job.parallelism, name)) > 1:
+            raise ConfigError(f"parallelism.{name} = {degree}: block_length = {length} of the model needs 1")
+    if "flash" in (config._attn_implementation or ""):
+        raise ConfigError(
+            f"block_length = {length}: flash attention takes no mask; set model.attn_implementation to 'flex_attention'"
+        )
+
+
+def _block_indices(inputs: Inputs, length: int, block: int) -> torch.Tensor:
+    """Index in its row of the block each position belongs to, [B or 1, T]; documents begin with a new one."""
+    positions = inputs.get("position_ids")
+    positions = torch.arange(length).unsqueeze(0) if positions is None else positions[:, :length]
+    first = positions % block == 0
+    first[:, 0] = True
+    return first.cumsum(1) - 1
 
 
 def _is_special(tokenizer: PreTrainedTokenizerFast, token: int) -> bool:

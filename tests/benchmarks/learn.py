@@ -37,6 +37,7 @@ LEARNERS = {
     },
     "huginn": Learner("tiny_huginn"),
     "llada": Learner("tiny_llada"),
+    "llada-blocks": Learner("tiny_llada", {"model.config": "llada_blocks_tiny"}),
     "deepseek": Learner("tiny_deepseek"),
     "sba": Learner("tiny_sba"),
 }

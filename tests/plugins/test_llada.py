@@ -542,7 +542,7 @@ def exact_by_subsets(model: Any, prompt: Tensor, answer: Tensor) -> float:
         masked = torch.zeros(len(sets), length, dtype=torch.bool)
         for row, chosen in enumerate(sets):
             masked[row, list(chosen)] = True
-        total += (length / count) * likelihood.masked_loss(model, prompt, answer, masked).mean().item() / length
+        total += (length / count) * likelihood.masked_loss(model, prompt, answer, masked).sum(1).mean().item() / length
     return -total
 
 
