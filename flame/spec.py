@@ -69,7 +69,7 @@ def load_job(config: JobConfig) -> Job:
     cls.init_seed = config.debug.seed  # type: ignore[attr-defined]
     task.features = plugin.features(model_config) if plugin.features is not None else None
     task.extend(cls, model_config)
-    derive_steps(config, cls, model_config, plugin)
+    derive_steps(config, cls, model_config, plugin, task.mean_work(model_config))
     return Job(config, plugin, model_config, cls, tokenizer, task, grown)
 
 

@@ -11,8 +11,10 @@ import time
 import warnings
 from typing import NoReturn
 
+from flame import compat
 from flame.cli import run
 from flame.config import parse, resolve
+from flame.hardware import keep_freed_memory
 from flame.plugin import load_task
 from flame.spec import Job, check_job, load_job
 from flame.trainer import train
@@ -64,6 +66,8 @@ def task_options(name: str, plugin_path: str = "") -> type:
 
 def run_job(job: Job) -> int:
     """Trains and says what to do with the result."""
+    if compat.DEVICE_TYPE == "cpu":
+        keep_freed_memory()
     folder = train(job)
     if folder is not None:
         print(f"\nTry it:  {job.task.try_it.format(model=folder.parent / 'latest')}\n")

@@ -58,8 +58,6 @@ class Trainer(TitanTrainer):
         log.info(self._summary())
         if job.grown_vocabulary:
             log.warning("the vocabulary was raised to %d, the tokenizer's size", job.model_config.vocab_size)
-        if dist.get_rank() == 0:
-            write_assets(job)
         if job.config.export.enable and not job.config.checkpoint.enable:
             log.info("checkpoint.enable is false, so there will be nothing to resume from and no HuggingFace folder")
         self.exports = AutoExport(job.config, card=self._card)
@@ -80,8 +78,11 @@ class Trainer(TitanTrainer):
         return self.job.passes
 
     def batch_generator(self, data_iterable: Iterable[Batch]) -> Iterator[Batch]:
-        """torchtitan's, called once the checkpoint is loaded: whatever a lost run logged after it is dropped first."""
+        """torchtitan's, called once the checkpoint is loaded, so that a job that cannot go on overwrites nothing:
+        whatever a lost run logged after it is dropped first, and the job is written down."""
         self.metrics_processor.resume(self.step)
+        if dist.get_rank() == 0:
+            write_assets(self.job)
         return super().batch_generator(data_iterable)
 
     def train_step(self, data_iterator: Iterator[Batch]) -> None:
@@ -112,6 +113,8 @@ class Trainer(TitanTrainer):
             task = self.job.task
             figures = {"lr": lr, "tokens": self.ntokens_seen, **task.report(loss, valid, counts)}
             figures |= {**task.observed(), **self.experts.figures()}
+            if isinstance(self.optimizers, Optimizers) and self.optimizers.left_out:
+                figures |= {"left_out_tensors": self.optimizers.left_out}
             if self.guard.skipped:
                 figures |= {"skipped_steps": self.guard.skipped, "rollbacks": self.guard.rollbacks}
             self.metrics_processor.log(self.step, loss, loss, grad_norm, extra_metrics=figures)
@@ -214,9 +217,11 @@ class Trainer(TitanTrainer):
         if isinstance(self.optimizers, Optimizers):
             self.optimizers.leave_out_nonfinite()
         parameters = [parameter for part in self.model_parts for parameter in part.parameters()]
-        return clip_gradients(
+        norm = clip_gradients(
             parameters, self.job_config.training.max_norm, self.parallel_dims, twins=self.passes.twins
         )
+        # With no tensor left, the step is no step: the guard has to know.
+        return float("nan") if not norm and self.job_config.optimizer.skip_nonfinite_tensors else norm
 
     def _data_rank(self) -> int:
         return self.parallel_dims.get_mesh("batch").get_local_rank() if self.parallel_dims.dp_enabled else 0

@@ -1,5 +1,6 @@
 """Config of Huginn, the recurrent-depth language model (https://arxiv.org/abs/2502.05171), with the official names."""
 
+import inspect
 import math
 from typing import Any
 
@@ -120,7 +121,7 @@ class RavenConfig(PreTrainedConfig):
         own = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
         for alias, name in self.attribute_map.items():
             if alias in kwargs and name in own:
-                own[name] = kwargs.pop(alias)
+                own[name] = _agreed(name, own[name], alias, kwargs.pop(alias))
         own["tie_word_embeddings"] = kwargs.pop("tie_word_embeddings", own.pop("tie_embeddings"))
         if own["num_key_value_heads"] is None:
             own["num_key_value_heads"] = own["n_heads"]
@@ -166,8 +167,11 @@ class RavenConfig(PreTrainedConfig):
             raise ValueError("qk_bias has one bias per head for queries and keys alike; set it to false for fewer keys")
         for name, least in {"test_time_noise": 0, "rope_base": 1, "norm_eps": 0}.items():
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not value >= least:
+            if not isinstance(value, int | float) or not least <= value < math.inf:
                 raise ValueError(f"{name} {value!r} must be a number from {least}")
+        for name in ("qk_bias", "init_orthogonal", "tie_word_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} {getattr(self, name)!r} must be true or false")
 
     def _check_derived(self, given: dict[str, Any]) -> None:
         for name, value in given.items():
@@ -218,3 +222,11 @@ class RavenConfig(PreTrainedConfig):
     def embedding_scale(self) -> float:
         """What embeddings are multiplied with."""
         return math.sqrt(self.n_embd) if self.init_strategy == "takase" else 1.0
+
+
+def _agreed(name: str, value: Any, alias: str, other: Any) -> Any:
+    """The value of an argument that has two names; refuses two values, unless one is the default."""
+    default = inspect.signature(RavenConfig.__init__).parameters[name].default
+    if value not in (default, other):
+        raise ValueError(f"{name} {value!r} and {alias} {other!r} are the same size; give one of them")
+    return other

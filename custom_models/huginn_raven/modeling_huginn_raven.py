@@ -193,6 +193,7 @@ class RavenForCausalLM(RavenGenerationMixin, RavenPreTrainedModel):
         continuous_thought: bool = False,
         cache_lookup: str = "latest",
         cache: RavenCache | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> RavenOutput:
         """Runs the model; the class tells what the arguments are."""
@@ -220,7 +221,9 @@ class RavenForCausalLM(RavenGenerationMixin, RavenPreTrainedModel):
         hidden = self.predict_hidden(state, around)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden[:, kept]).float() if details["return_logits"] or labels is not None else None
-        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
         return RavenOutput(
             loss=loss,
             logits=logits if details["return_logits"] else None,
@@ -234,7 +237,7 @@ class RavenForCausalLM(RavenGenerationMixin, RavenPreTrainedModel):
         """How many steps run without a graph and how many with one."""
         given = num_steps.tolist() if isinstance(num_steps, torch.Tensor) else num_steps
         steps = [self.config.mean_recurrence if given is None else given] if not isinstance(given, Sequence) else given
-        if len(steps) not in (1, 2) or min(steps) < 0 or sum(steps) < 1:
+        if len(steps) not in (1, 2) or any(step != int(step) or step < 0 for step in steps) or sum(steps) < 1:
             raise ValueError(f"num_steps {num_steps} is neither a number of steps from 1 nor two of them")
         total = int(sum(steps))
         kept = int(steps[1]) if len(steps) == 2 else min(total, self.config.mean_backprop_depth)

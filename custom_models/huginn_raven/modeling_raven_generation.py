@@ -81,7 +81,7 @@ class RavenGenerationMixin(GenerationMixin):
             ValueError: an argument or a setting of the generation config that drafting would not heed, or a
                 ``cache_lookup`` that shows a token other steps where several are checked at once.
         """
-        steps = num_steps or self.config.mean_recurrence
+        steps = self.config.mean_recurrence if num_steps is None else num_steps
         if not 1 <= draft_steps < steps or draft_tokens < 1 or not 0 < accept <= 1:
             raise ValueError(
                 f"draft_steps {draft_steps} must lie below num_steps {steps}, draft_tokens {draft_tokens} be positive "

@@ -55,6 +55,11 @@ def uniform(seeds: torch.Tensor, channels: int, stream: str, step: int = 0) -> t
     return (halves.float() + 0.5) * 2**-24
 
 
+def normal(seeds: torch.Tensor, channels: int, stream: str, step: int = 0) -> torch.Tensor:
+    """Numbers from the standard normal distribution, float32 [B, T, channels]."""
+    return torch.erfinv(2 * uniform(seeds, channels, stream, step) - 1) * math.sqrt(2)
+
+
 def truncated_normal(seeds: torch.Tensor, channels: int, stream: str, step: int = 0) -> torch.Tensor:
     """Numbers from a normal distribution cut at three standard deviations, float32 [B, T, channels]."""
     mass = math.erf(_CUT / math.sqrt(2))
@@ -75,7 +80,7 @@ def initial_state(config: RavenConfig, embedded: torch.Tensor, seeds: torch.Tens
     if config.state_init == "zero":
         return torch.zeros_like(embedded)
     width = embedded.shape[-1]
-    state = truncated_normal(seeds, width, "state")
+    state = (truncated_normal if config.state_init == "like-init" else normal)(seeds, width, "state")
     if config.state_init == "unit":
         state = (state - state.mean(-1, keepdim=True)) / state.std(-1, keepdim=True)
     std = {"like-init": config.init_std * config.embedding_scale, "embed": width**-0.5}.get(config.state_init, 1.0)
@@ -97,7 +102,7 @@ def disturbed(config: RavenConfig, state: torch.Tensor, seeds: torch.Tensor, ste
             amount = max(amount, (config.mean_recurrence - step) / config.mean_recurrence)
         case "chi":
             amount = 2 * amount * uniform(seeds, 2, "amount", step)[..., :1]
-    noise = truncated_normal(seeds, state.shape[-1], "noise", step)
+    noise = normal(seeds, state.shape[-1], "noise", step)
     return ((1 - amount) * state + amount * noise).to(state.dtype)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 from transformers import GenerationMixin, LlamaPreTrainedModel
+from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.masking_utils import (
     and_masks,
     create_bidirectional_mask,
@@ -197,6 +198,7 @@ class LLaDAModelLM(SamplingMixin, LikelihoodMixin, LLaDAPreTrainedModel, Generat
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         cache: Any = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs: Any,  # clean_ids, block_start
     ) -> MaskedLMOutput:
         """Args as ``LLaDAModel``'s, and:
@@ -204,6 +206,7 @@ class LLaDAModelLM(SamplingMixin, LikelihoodMixin, LLaDAPreTrainedModel, Generat
         Args:
             labels: [B, T], what stands behind the masks, at the SAME position; -100 elsewhere. The loss is the mean
                 cross entropy without the weights of the training objective, which the ids do not tell.
+            num_items_in_batch: what the loss is divided by instead of this batch's labels, as transformers has it.
             logits_to_keep: what positions logits are wanted of, as in transformers: 0 for all, positions [N], or a mask
                 [B, T], which makes them [N, V].
         """
@@ -218,7 +221,8 @@ class LLaDAModelLM(SamplingMixin, LikelihoodMixin, LLaDAPreTrainedModel, Generat
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            loss = nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100)
+            given = {"num_items_in_batch": num_items_in_batch, "ignore_index": -100}
+            loss = fixed_cross_entropy(logits.flatten(0, -2).float(), labels.flatten().to(logits.device), **given)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -184,6 +184,11 @@ def _check_ignored(optimizer: Optimizer) -> None:
                 f"optimizer.{declared.name} = {value} is an option of {owner}, and optimizer.name = "
                 f"'{optimizer.name}' would ignore it; remove it, or set the name to '{owner}'."
             )
+    for key in ("cautious_weight_decay", "weight_decay_schedule"):
+        if getattr(optimizer, key) != getattr(default, key) and not optimizer.weight_decay:
+            raise ConfigError(
+                f"optimizer.{key} = {getattr(optimizer, key)} has no effect without optimizer.weight_decay; set that."
+            )
     if optimizer.name == "ELLISAdam" and optimizer.implementation == "for-loop":
         raise ConfigError("optimizer.implementation = 'for-loop' has no effect with ELLISAdam; remove it.")
 

@@ -33,6 +33,9 @@ _WIDTH = 768
 class Optimizers(OptimizersContainer):
     """torchtitan's container of one optimizer for each part of the model, for optimizers with groups of their own."""
 
+    left_out = 0
+    """Gradients of tensors left out so far by this process, since they were not finite."""
+
     def __init__(self, parts: list[PreTrainedModel], optimizers: list[Optimizer], keys: Keys) -> None:
         self.model_parts = parts  # type: ignore[assignment]
         self.optimizers = optimizers
@@ -52,10 +55,11 @@ class Optimizers(OptimizersContainer):
         super().load_state_dict(state_dict)
 
     def leave_out_nonfinite(self) -> None:
-        """Takes away the gradients of tensors that are not finite throughout, where the job asks for that."""
+        """Takes away the gradients of tensors that are not finite throughout, where the job asks for that; counts them
+        in ``left_out``."""
         for optimizer in self.optimizers:
             if isinstance(optimizer, ELLISAdam) and optimizer.options.skip_nonfinite_tensors:
-                optimizer.leave_out_nonfinite()
+                self.left_out += optimizer.leave_out_nonfinite()
 
     def _initialize(self) -> None:
         for optimizer in self.optimizers:

@@ -78,15 +78,22 @@ class ELLISAdam(GroupedOptimizer):
         self._move(group, parameters, gradients)
 
     @torch.no_grad()
-    def leave_out_nonfinite(self) -> None:
+    def leave_out_nonfinite(self) -> int:
         """Takes the gradient of every tensor away that is not finite throughout; before gradients are clipped, since
-        that would spread it to all. Collective over the ranks that hold a tensor's parts."""
+        that would spread it to all. Collective over the ranks that hold a tensor's parts.
+
+        Returns:
+            From how many tensors.
+        """
+        left_out = 0
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
                 norms = _norms(parameters, [local_gradient(parameter).float() for parameter in parameters])
                 for parameter, keep in zip(parameters, norms.isfinite().tolist(), strict=True):
                     parameter.grad = parameter.grad if keep else None
+                    left_out += not keep
+        return left_out
 
     def _move(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """Steps parameters along gradients that are in float32."""

@@ -19,6 +19,13 @@ _FUSED = {
     "Wqkv": "qkv",
     "c_attn": "qkv",
 }
+_FUSED_OF_FAMILY = {
+    **{
+        family: {"input_linear": "halves"}
+        for family in ("granitemoe", "granitemoeshared", "granitemoehybrid", "granite_speech_text")
+    },
+    "jetmoe": {"mlp.input_linear": "halves", "kv_proj": "halves"},
+}
 _INTERLEAVED = ("codegen", "gpt_oss", "gpt_bigcode")
 
 
@@ -88,9 +95,10 @@ def is_matrix(module: nn.Module, name: str, leaf: str, value: nn.Parameter, insi
 
 def fused_parts(model: PreTrainedModel, path: str, leaf: str, value: nn.Parameter, transposed: bool) -> tuple[int, ...]:
     """Sizes of the projections that a parameter holds one after another along its outputs; () if it is one."""
-    known: dict[str, str] = {**_FUSED, **getattr(type(model), "_fused_projections", {})}
-    kind = known.get(leaf) or known.get(path.rpartition(".")[2])
     config: Any = model.config.get_text_config()
+    families = _FUSED_OF_FAMILY.get(config.model_type, {})
+    known: dict[str, str] = {**_FUSED, **families, **getattr(type(model), "_fused_projections", {})}
+    kind = known.get(leaf) or next((known[name] for name in known if f".{path}".endswith(f".{name}")), None)
     if kind is None or config.model_type in _INTERLEAVED:
         return ()
     outputs = value.shape[-1 if transposed else -2]

@@ -15,7 +15,9 @@ from flame.plugin import ModelPlugin
 log = logging.getLogger(__name__)
 
 
-def derive_steps(config: JobConfig, cls: type[PreTrainedModel], model: PreTrainedConfig, plugin: ModelPlugin) -> None:
+def derive_steps(
+    config: JobConfig, cls: type[PreTrainedModel], model: PreTrainedConfig, plugin: ModelPlugin, work: float = 1.0
+) -> None:
     """Sets ``training.steps`` of a resolved job that has a budget: as many whole steps as it pays for, at least one.
 
     Args:
@@ -23,6 +25,7 @@ def derive_steps(config: JobConfig, cls: type[PreTrainedModel], model: PreTraine
         cls: the model's class.
         model: its config.
         plugin: its family, which may count FLOPs itself.
+        work: what the task makes of these FLOPs on average, ``Task.mean_work``.
 
     Raises:
         ConfigError: the job also sets another number of steps.
@@ -30,7 +33,7 @@ def derive_steps(config: JobConfig, cls: type[PreTrainedModel], model: PreTraine
     training = config.training
     if not (training.tokens_per_param or training.tokens or training.flops):
         return
-    tokens, budget = _tokens(config, cls, model, plugin)
+    tokens, budget = _tokens(config, cls, model, plugin, work)
     per_step = training.global_batch_size * training.seq_len
     steps = max(1, int(tokens // per_step))
     if training.steps not in (0, steps):
@@ -43,7 +46,7 @@ def derive_steps(config: JobConfig, cls: type[PreTrainedModel], model: PreTraine
 
 
 def _tokens(
-    config: JobConfig, cls: type[PreTrainedModel], model: PreTrainedConfig, plugin: ModelPlugin
+    config: JobConfig, cls: type[PreTrainedModel], model: PreTrainedConfig, plugin: ModelPlugin, work: float
 ) -> tuple[float, str]:
     """The tokens a budget pays for, and the budget in words."""
     training = config.training
@@ -53,7 +56,7 @@ def _tokens(
         built = build_model(cls, model)
     if training.flops:
         forward_flops = plugin.forward_flops(model, training.seq_len) if plugin.forward_flops else 0
-        per_token = train_flops_per_token(built, forward_flops, training.seq_len)
+        per_token = round(work * train_flops_per_token(built, forward_flops, training.seq_len))
         tokens = training.flops / per_token
         return tokens, f"training.flops = {training.flops:g} at {per_token:,} per token"
     embeddings = training.count_params == "all"

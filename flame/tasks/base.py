@@ -93,6 +93,10 @@ class Task:
         """Training FLOPs of a micro-batch relative to what is counted for the family, where passes differ in depth."""
         return 1.0
 
+    def mean_work(self, config: PreTrainedConfig) -> float:
+        """What ``work`` comes to on average over a run with a model config; by it a budget of FLOPs becomes steps."""
+        return 1.0
+
     def observed(self) -> dict[str, float]:
         """Figures of this rank's last micro-batch, to be shown with the next report."""
         return {}

@@ -5,24 +5,22 @@ name = "recurrent_depth"
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from flame.config import JobConfig, TaskOptions
 from flame.data.batch import Batch, Inputs
-from flame.errors import ConfigError, closest
+from flame.errors import ConfigError
 from flame.losses import IGNORE_INDEX
+from flame.models.depths import CAPPED, Steps, check_sampler, draw_steps
 from flame.tasks.causal_lm import CausalLM, CausalLMOptions
 
-Steps = tuple[int, int]
-"""How many steps of the core run without a graph, and how many with one after them."""
-
-_SIGMA = 0.5  # of the logarithm of the mean
+_DRAWS = 4096
 _COLLAPSED = 0.9  # token correlation
 _IGNORED = 1e-3  # of the loss
 _GOLDFISH_CONTEXT = 13  # tokens (https://arxiv.org/abs/2406.10209)
@@ -35,6 +33,7 @@ class RecurrentConfig(Protocol):
     mean_recurrence: int
     mean_backprop_depth: int
     sampling_scheme: str
+    injection_type: str
 
     def outer_flops(self, length: int) -> int:
         """FLOPs of a sequence's forward pass outside the core."""
@@ -55,8 +54,8 @@ class RecurrentDepthOptions(CausalLMOptions):
     sampler: str = ""
     """
     How the number of steps is drawn: poisson_lognormal_filling, poisson_lognormal_fill, poisson_lognormal,
-    poisson_fill, poisson_unbounded, poisson_bounded, negative_binomial, geometric, uniform, sobol, fixed, full,
-    non_recurrent. Empty: the sampling_scheme of the model's config.
+    poisson_lognormal_bounded, poisson_fill, poisson_unbounded, poisson_bounded, negative_binomial, geometric, uniform,
+    sobol, fixed, full, non_recurrent. Empty: the sampling_scheme of the model's config.
     """
 
     mean_recurrence: int = 0
@@ -98,9 +97,11 @@ class RecurrentDepth(CausalLM):
         self._flops: RecurrentConfig | None = None
         self._seen: dict[str, torch.Tensor] = {}
         self._steps = 0
+        self._seed = config.debug.seed or 0
 
-    def check(self, model_class: type[nn.Module], config: PreTrainedConfig, documents: str) -> None:
-        """Reads the depths of the model's config, and does what ``causal_lm`` does."""
+    def extend(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+        """Settles depths and sampler; the config gets what the job says, so that the exported model knows its mean."""
+        super().extend(model_class, config)
         missing = [name for name in ("mean_recurrence", "core_flops", "outer_flops") if not hasattr(config, name)]
         if missing:
             raise ConfigError(
@@ -108,11 +109,13 @@ class RecurrentDepth(CausalLM):
             )
         recurrent: Any = config
         self._flops = recurrent
-        self.mean = self.options.mean_recurrence or recurrent.mean_recurrence
-        self.last = self.options.backprop_depth or recurrent.mean_backprop_depth
-        self.sampler = self.options.sampler or recurrent.sampling_scheme.replace("-", "_")
-        _check_sampler(self.sampler)
-        super().check(model_class, config, documents)
+        self.mean = recurrent.mean_recurrence = self.options.mean_recurrence or recurrent.mean_recurrence
+        self.last = recurrent.mean_backprop_depth = self.options.backprop_depth or recurrent.mean_backprop_depth
+        if self.options.sampler:
+            recurrent.sampling_scheme = self.options.sampler.replace("_", "-")
+        self.sampler = recurrent.sampling_scheme.replace("-", "_")
+        check_sampler(self.sampler, "task.sampler" if self.options.sampler else "sampling_scheme of the model config")
+        _check_depths(self.sampler, self.mean, self.last, self.options)
 
     def draw(self, generator: torch.Generator) -> dict[str, Any]:
         """``num_steps``: without a graph, with one."""
@@ -120,9 +123,7 @@ class RecurrentDepth(CausalLM):
         if self.options.curriculum_steps:
             share = min(self.step / self.options.curriculum_steps, 1.0)
             mean, last = max(math.ceil(share * mean), 1), max(math.ceil(share * last), 1)
-        if self.sampler == "sobol":
-            return {"num_steps": _sobol(max(mean - last, 0), last, self.step, self.config.debug.seed or 0)}
-        return {"num_steps": SAMPLERS[self.sampler](mean, last, generator)}
+        return {"num_steps": draw_steps(self.sampler, mean, last, self.step, self._seed, generator)}
 
     def prepare(self, inputs: Inputs, labels: torch.Tensor, generator: torch.Generator) -> Batch:
         """Draws a seed for every position, and leaves goldfish tokens out of the loss in training."""
@@ -142,9 +143,19 @@ class RecurrentDepth(CausalLM):
         """Steps without a graph run once, all others and what is around the core count three times."""
         if self._flops is None or "num_steps" not in inputs:
             return 1.0
-        length = inputs["input_ids"].shape[1]
+        return self._work(inputs["num_steps"], inputs["input_ids"].shape[1])
+
+    def mean_work(self, config: PreTrainedConfig) -> float:
+        """Of as many draws as give it to a percent; a curriculum's beginning is not taken off."""
+        generator, length = torch.Generator().manual_seed(0), self.config.training.seq_len
+        drawn = [draw_steps(self.sampler, self.mean, self.last, step, self._seed, generator) for step in range(_DRAWS)]
+        return sum(self._work(steps, length) for steps in drawn) / _DRAWS
+
+    def _work(self, steps: Steps, length: int) -> float:
+        """Training FLOPs of a row of ``length`` tokens, of those of a mean depth with a graph throughout."""
+        assert self._flops is not None
         outer, core = self._flops.outer_flops(length), self._flops.core_flops(length)
-        no_grad, grad = inputs["num_steps"]
+        no_grad, grad = steps if self._flops.injection_type != "none" else (0, sum(steps))
         return (3 * outer + (no_grad + 3 * grad) * core) / (3 * (outer + self._flops.mean_recurrence * core))
 
     def model_inputs(self, inputs: Inputs) -> Inputs:
@@ -205,83 +216,24 @@ def goldfish(ids: torch.Tensor, every: int, positions: torch.Tensor | None = Non
     return kept if positions is None else kept & (positions >= _GOLDFISH_CONTEXT - 1)
 
 
-def _rate(mean: float, generator: torch.Generator) -> float:
-    """A mean drawn from a log-normal distribution that has this mean itself."""
-    return mean * math.exp(_SIGMA * torch.randn((), generator=generator).item() - _SIGMA**2 / 2)
-
-
-def _poisson(rate: float, generator: torch.Generator) -> int:
-    return int(torch.poisson(torch.tensor(float(rate)), generator=generator))
-
-
-def _below(high: int, generator: torch.Generator) -> int:
-    """Uniform among 0 ... high - 1; 0 if there is nothing to choose."""
-    return int(torch.randint(max(high, 1), (), generator=generator))
-
-
-def _filling(mean: int, last: int, generator: torch.Generator) -> Steps:
-    total = _poisson(_rate(mean, generator), generator) + 1
-    return max(total - last, 0), min(last, total)
-
-
-def _negative_binomial(mean: int, generator: torch.Generator) -> int:
-    """Variance 2 * mean: a Poisson distribution whose mean is a sum of ``mean`` exponential ones."""
-    return _poisson(-(1 - torch.rand(mean, generator=generator)).log().sum().item(), generator) if mean else 0
-
-
-def _geometric(mean: int, generator: torch.Generator) -> int:
-    """From 1, with this mean; 0 if the mean is."""
-    if mean <= 1:
-        return mean
-    drawn = math.log(1 - torch.rand((), generator=generator, dtype=torch.float64).item())
-    return 1 + int(drawn / math.log(1 - 1 / mean))
-
-
-def _then(
-    before: Callable[[int, torch.Generator], int], fill: bool = False
-) -> Callable[[int, int, torch.Generator], Steps]:
-    """Draws the steps without a graph by their mean; those with one evenly up to twice their mean, unless ``fill``."""
-
-    def sampler(mean: int, last: int, generator: torch.Generator) -> Steps:
-        no_grad = before(max(mean - last, 0), generator)
-        return no_grad, last if fill else 1 + _below(2 * last, generator)
-
-    return sampler
-
-
-def _sobol(before: int, last: int, index: int, seed: int) -> Steps:
-    """Like ``uniform``, by a scrambled Sobol sequence over training steps."""
-    engine = torch.quasirandom.SobolEngine(dimension=2, scramble=True, seed=seed)
-    first, second = engine.fast_forward(index).draw(1)[0].tolist()
-    return int(first * 2 * before), 1 + int(second * 2 * last)
-
-
-SAMPLERS: dict[str, Callable[[int, int, torch.Generator], Steps]] = {
-    "poisson_lognormal_filling": _filling,
-    "poisson_lognormal_fill": _then(lambda mean, drawn: _poisson(_rate(mean, drawn), drawn), fill=True),
-    "poisson_lognormal": _then(lambda mean, drawn: _poisson(_rate(mean, drawn), drawn)),
-    "poisson_fill": _then(_poisson, fill=True),
-    "poisson_unbounded": _then(_poisson),
-    "poisson_bounded": _then(lambda mean, drawn: min(_poisson(mean, drawn), max(2 * mean - 1, 0))),
-    "negative_binomial": _then(_negative_binomial),
-    "geometric": _then(_geometric),
-    "uniform": _then(lambda mean, drawn: _below(2 * mean, drawn)),
-    "fixed": lambda mean, last, _: (max(mean - last, 0), min(mean, last)),
-    "full": lambda mean, last, drawn: (0, 1 + _below(2 * last, drawn)),
-    "non_recurrent": lambda mean, last, _: (0, 1),
-}
-"""Name -> (mean, last steps with a graph, generator) -> steps without and with a graph; ``sobol`` goes by the step."""
-
-
-def _check_sampler(name: str) -> None:
-    known = [*SAMPLERS, "sobol"]
-    if name not in known:
-        raise ConfigError(f"task.sampler '{name}' is none of {', '.join(known)}.{closest(name, known)}")
+def _check_depths(sampler: str, mean: int, last: int, options: RecurrentDepthOptions) -> None:
+    """Refuses depths that a sampler would not heed."""
+    if sampler == "non_recurrent" and (options.mean_recurrence or options.backprop_depth):
+        raise ConfigError("task.sampler 'non_recurrent' runs one step; leave out mean_recurrence and backprop_depth")
+    if sampler == "full" and options.mean_recurrence not in (0, last):
+        raise ConfigError(
+            f"task.mean_recurrence = {mean}: sampler 'full' draws up to twice backprop_depth = {last}; set that instead"
+        )
+    if sampler not in CAPPED and last > mean:
+        raise ConfigError(
+            f"the last {last} steps cannot have a graph where the mean is {mean}: sampler '{sampler}' would draw more; "
+            f"set task.backprop_depth to at most {mean}, or task.sampler to one of {', '.join(CAPPED[:2])}"
+        )
 
 
 def _check_options(options: RecurrentDepthOptions) -> None:
     if options.sampler:
-        _check_sampler(options.sampler)
+        check_sampler(options.sampler, "task.sampler")
     for name in ("mean_recurrence", "backprop_depth", "curriculum_steps", "goldfish_every"):
         if getattr(options, name) < 0:
             raise ConfigError(f"task.{name} = {getattr(options, name)} must not be negative")

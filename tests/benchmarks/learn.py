@@ -3,7 +3,7 @@
     python tests/benchmarks/learn.py [--folder exp/learn] [--only llama,huginn] [--plot docs/images/tiny_jobs.svg]
 
 Trains the jobs ``configs/jobs/tiny_*.toml`` one after the other (nanochat also with AdamW at three learning rates), all
-on 1.2M tokens of the standard library's source text, and prints a table. Runs that have finished in the folder are not
+on 0.8M tokens of the standard library's source text, and prints a table. Runs that have finished in the folder are not
 repeated. The plot needs matplotlib (``pip install "flame[plots]"``).
 """
 
@@ -94,7 +94,7 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
         tokens = {report["step"]: report["tokens"] for report in reports if "tokens" in report}
         points = [(tokens[report["step"]], report["val_bpb"]) for report in reports if "val_bpb" in report]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-    axes.set(xlabel="tokens", ylabel="validation bits per byte", title="The same 1.2M tokens, tiny models")
+    axes.set(xlabel="tokens", ylabel="validation bits per byte", title="The same 0.8M tokens, tiny models")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)

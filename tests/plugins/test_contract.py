@@ -5,6 +5,7 @@ All of transformers:  pytest tests/plugins -m slow
 """
 
 import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,19 @@ def test_every_weight_learns(family) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
     missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not missing or "moe" in config.model_type or hasattr(config, "num_local_experts"), missing
+
+
+def test_the_models_own_loss_can_be_shared_out_over_batches(family) -> None:
+    """transformers' Trainer divides by the labels of all batches of a step where ``forward`` takes ``**kwargs``."""
+    plugin, config = family
+    model = plain(family).eval()
+    if plugin.origin != "custom" or not any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(model.forward).parameters.values()
+    ):
+        pytest.skip("transformers answers for it")
+    ids = tokens(config)
+    losses = [model(input_ids=ids, labels=ids, num_items_in_batch=items).loss for items in (10, 40)]
+    torch.testing.assert_close(losses[0], 4 * losses[1])
 
 
 def test_loss_in_the_head_is_the_loss_of_the_logits(family) -> None:

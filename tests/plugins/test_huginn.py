@@ -353,8 +353,8 @@ def test_the_first_state_belongs_to_its_position() -> None:
     [
         ({}, 0.9866 * 0.4**0.5),  # sqrt(2 / 5h) * sqrt(h)
         ({"init_strategy": "scaled"}, 0.9866 * (0.4 / 64) ** 0.5),
-        ({"state_init": "normal"}, 0.9866),
-        ({"state_init": "embed"}, 0.9866 / 8),
+        ({"state_init": "normal"}, 1.0),
+        ({"state_init": "embed"}, 1 / 8),
         ({"state_init": "unit"}, 1.0),
         ({"state_init": "zero"}, 0.0),
     ],

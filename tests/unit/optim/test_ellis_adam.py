@@ -105,7 +105,7 @@ def test_a_tensor_that_is_not_finite_is_left_alone() -> None:
     group = {"params": [bad, good], "lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": DECAY}
     optimizer = ELLISAdam([group], ["matrices"], Options(skip_nonfinite_tensors=True))
     bad.grad, good.grad = torch.tensor([1.0, math.nan, 1.0]), torch.ones(3)
-    optimizer.leave_out_nonfinite()
+    assert optimizer.leave_out_nonfinite() == 1
     optimizer.step()
     assert torch.equal(bad, torch.ones(3)) and optimizer.state[bad]["step"] == 0
     assert not torch.equal(good, torch.ones(3)) and optimizer.state[good]["step"] == 1

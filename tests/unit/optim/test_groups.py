@@ -85,6 +85,21 @@ def test_fused_projections_are_known_with_their_parts() -> None:
     assert attention.transposed and attention.parts == (attention.value.shape[1] // 3,) * 3
 
 
+@pytest.mark.parametrize(
+    ("family", "fused"),
+    [
+        ("granitemoehybrid", ("shared_mlp.input_linear",)),
+        ("granitemoe", ("block_sparse_moe.input_linear",)),
+        ("jetmoe", ("mlp.input_linear", "kv_proj")),
+    ],
+)
+def test_experts_of_granite_and_jetmoe_are_two_matrices(family: str, fused: tuple[str, ...]) -> None:
+    parts = {name.removesuffix(".weight"): parameter.parts for name, parameter in named(model_of(family)).items()}
+    for name, found in parts.items():
+        assert bool(found) == name.endswith(fused), name
+    assert any(parts.values())
+
+
 def test_interleaved_parts_stay_one_matrix() -> None:
     assert named(model_of("gpt_oss"))["model.layers.0.mlp.experts.gate_up_proj"].parts == ()
 

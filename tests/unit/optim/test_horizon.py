@@ -16,11 +16,11 @@ JOB = (
 )
 
 
-def derived(*arguments: str) -> JobConfig:
+def derived(*arguments: str, work: float = 1.0) -> JobConfig:
     config = parse([*JOB, *arguments])
     resolve(config, 1)
     model, plugin = load_config(config.model.config, "")
-    derive_steps(config, model_class(plugin, model, "causal_lm"), model, plugin)
+    derive_steps(config, model_class(plugin, model, "causal_lm"), model, plugin, work)
     return config
 
 
@@ -54,6 +54,11 @@ def test_a_run_is_as_long_as_its_floating_point_operations() -> None:
     assert model.tie_word_embeddings and plugin.forward_flops is None
     low = 6 * parameters() * 1000
     assert 2e15 / (1.2 * low) < twice < 2e15 / low
+
+
+def test_a_task_says_what_a_token_costs_on_average() -> None:
+    once, twice = (derived("--training.flops", "1e15", work=work).training.steps for work in (1.0, 2.0))
+    assert once == pytest.approx(2 * twice, abs=2)
 
 
 def test_without_a_budget_steps_are_as_given_or_ten_thousand() -> None:
@@ -96,6 +101,7 @@ def test_the_job_that_is_written_down_says_the_steps_and_can_be_run_again(tmp_pa
         (["--optimizer.name", "Muon", "--optimizer.atan_adam"], "an option of ELLISAdam"),
         (["--optimizer.no_decay", "norms"], "must be one of matrices, embeddings, head, scalars"),
         (["--optimizer.name", "Muon", "--optimizer.head_betas", "[0.9]"], "two numbers"),
+        (["--optimizer.name", "Muon", "--optimizer.cautious_weight_decay"], "no effect without optimizer.weight_decay"),
         (["--optimizer.name", "ELLISAdam", "--optimizer.implementation", "for-loop"], "no effect with ELLISAdam"),
         (
             [

@@ -15,10 +15,11 @@ from flame.config import JobConfig
 from flame.errors import ConfigError
 from flame.models.build import model_class, plain_model
 from flame.models.config import tiny_config
+from flame.models.masks import fit_mask_token
 from flame.models.trial import stir
 from flame.plugin import load_plugin
 from flame.tasks.base import seeded
-from flame.tasks.masked_diffusion import TASK, MaskedDiffusion, MaskedDiffusionOptions, fit_mask_token
+from flame.tasks.masked_diffusion import TASK, MaskedDiffusion, MaskedDiffusionOptions
 from flame.tokenizer.byte_lengths import token_bytes
 from tests.runs import LLAMA, Materials, materials, pool, write_job
 

@@ -12,9 +12,10 @@ from flame.errors import ConfigError
 from flame.losses import IGNORE_INDEX
 from flame.models.build import model_class, plain_model
 from flame.models.config import fit_tokenizer, tiny_config
+from flame.models.depths import SAMPLERS
 from flame.plugin import load_plugin
 from flame.tasks.base import seeded
-from flame.tasks.recurrent_depth import SAMPLERS, RecurrentDepth, RecurrentDepthOptions, goldfish
+from flame.tasks.recurrent_depth import RecurrentDepth, RecurrentDepthOptions, goldfish
 from tests.runs import LLAMA, Materials, materials
 
 __all__ = ["materials"]
@@ -31,6 +32,7 @@ def checked(task: RecurrentDepth, **changes: Any) -> Any:
     config = type(tiny_config(plugin))(**{**tiny_config(plugin).to_diff_dict(), **changes})
     fit_tokenizer(config, task.tokenizer)
     cls = model_class(plugin, config, "causal_lm")
+    task.extend(cls, config)
     task.check(cls, config, plugin.documents)
     return plain_model(cls, config, seed=0)
 
@@ -115,14 +117,55 @@ def test_depths_come_from_the_model_unless_the_job_says_otherwise(materials: Mat
     assert task.variants()[""] == {"num_steps": 4} and task.variants()["r16"] == {"num_steps": 16}
     task = made(materials, mean_recurrence=6, backprop_depth=3, sampler="fixed", validation_depths=[2])
     checked(task)
+    exported = checked(task).config
+    assert (exported.mean_recurrence, exported.mean_backprop_depth, exported.sampling_scheme) == (6, 3, "fixed")
     assert task.draw(seeded(0)) == {"num_steps": (3, 3)} and list(task.variants()) == ["", "r2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"mean_recurrence": 4, "backprop_depth": 8, "sampler": "poisson_fill"},
+            "set task.backprop_depth to at most 4",
+        ),
+        ({"mean_recurrence": 9, "sampler": "full"}, "sampler 'full' draws up to twice backprop_depth = 2"),
+        ({"mean_recurrence": 9, "sampler": "non_recurrent"}, "'non_recurrent' runs one step"),
+    ],
+)
+def test_depths_that_a_sampler_would_not_heed_are_refused(
+    materials: Materials, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        checked(made(materials, **options))
+
+
+def test_a_sampler_of_the_config_that_does_not_exist_is_found_there(materials: Materials) -> None:
+    with pytest.raises(ConfigError, match="sampling_scheme of the model config 'poison_fill' is none of"):
+        checked(made(materials), sampling_scheme="poison-fill")
+
+
+@pytest.mark.parametrize("sampler", ["poisson_lognormal_filling", "uniform", "sobol", "full"])
+@pytest.mark.parametrize("injection", ["linear", "none"])
+def test_a_budget_of_flops_knows_the_mean_of_the_drawn_depths(
+    materials: Materials, sampler: str, injection: str
+) -> None:
+    task = made(materials, sampler=sampler)
+    config = checked(
+        task, mean_recurrence=8, mean_backprop_depth=8 if sampler == "full" else 3, injection_type=injection
+    ).config
+    work = []
+    for task.step in range(2000):
+        depth = task.draw(seeded(1, task.step))
+        work.append(task.work({"input_ids": torch.zeros(1, task.config.training.seq_len), **depth}))
+    assert task.mean_work(config) == pytest.approx(sum(work) / len(work), rel=0.03)
 
 
 def test_a_family_without_a_core_is_refused(materials: Materials) -> None:
     task = made(materials)
     plugin, config = load_plugin("llama"), AutoConfig.for_model(**LLAMA)
     with pytest.raises(ConfigError, match="causal_lm"):
-        task.check(model_class(plugin, config, "causal_lm"), config, plugin.documents)
+        task.extend(model_class(plugin, config, "causal_lm"), config)
 
 
 @pytest.mark.parametrize(
