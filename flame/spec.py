@@ -1,5 +1,7 @@
 """Puts a job together (family, config, tokenizer, task) and describes it to torchtitan as a TrainSpec."""
 
+import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,10 @@ from flame.plugin import ModelPlugin, load_task, modeling_files, tasks
 from flame.tasks.base import Task
 from flame.tokenizer.load import load_tokenizer
 from flame.validate import Validator
+
+log = logging.getLogger(__name__)
+
+_NOT_OF_THE_MODEL = {"architectures", "auto_map", "dtype", "transformers_version"}
 
 
 @dataclass
@@ -156,6 +162,7 @@ def write_assets(job: Job) -> None:
             job.plugin.auto_classes[job.task.head].__name__: f"{_leaf(hf_class.__module__)}.{hf_class.__name__}",
         }
     config.architectures = [job.model_class.__name__]
+    _warn_of_changes(folder / "config.json", config)
     config.save_pretrained(folder)
     if job.task.head == "causal_lm":
         GenerationConfig.from_model_config(config).save_pretrained(folder)
@@ -165,6 +172,17 @@ def write_assets(job: Job) -> None:
         _write_features(job.task.features, folder)
     for file in files:
         shutil.copyfile(file, folder / file.name)
+
+
+def _warn_of_changes(earlier: Path, config: PreTrainedConfig) -> None:
+    """Says what a run that goes on makes different; sizes that fit no checkpoint have been refused before."""
+    if not earlier.is_file():
+        return
+    old, new = json.loads(earlier.read_text()), json.loads(config.to_json_string())
+    changed = sorted(name for name in old.keys() & new.keys() - _NOT_OF_THE_MODEL if old[name] != new[name])
+    if changed:
+        told = ", ".join(f"{name} was {old[name]!r} and is {new[name]!r}" for name in changed)
+        log.warning("the model is another than this run was trained with so far: %s", told)
 
 
 def _write_features(features: Any, folder: Path) -> None:

@@ -221,17 +221,20 @@ class RavenForCausalLM(RavenGenerationMixin, RavenPreTrainedModel):
         hidden = self.predict_hidden(state, around)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden[:, kept]).float() if details["return_logits"] or labels is not None else None
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
         return RavenOutput(
-            loss=loss,
+            loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),
             logits=logits if details["return_logits"] else None,
             latent_states=state.detach() if details["return_latents"] else None,
             hidden_states=hidden if details["return_head"] else None,
             stats=stats or None,
             **{CACHE: cast(Any, None if use_cache is False else cache)},
         )
+
+    def _loss(
+        self, logits: torch.Tensor | None, labels: torch.Tensor, items: int | torch.Tensor | None
+    ) -> torch.Tensor:
+        """transformers' loss of the next token: the mean, or the sum over ``items``."""
+        return self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=items)
 
     def depth(self, num_steps: Steps) -> tuple[int, int]:
         """How many steps run without a graph and how many with one."""

@@ -114,6 +114,8 @@ class LLaDAConfig(LlamaConfig):
                 raise ValueError(f"{name} = {size!r} must be a whole number from 1")
         if not isinstance(self.block_length, int) or self.block_length < 0 or self.block_length == 1:
             raise ValueError(f"block_length = {self.block_length!r} must be 0, for no blocks, or a whole number from 2")
+        if self.mask_token_id is not None and (not isinstance(self.mask_token_id, int) or self.mask_token_id is True):
+            raise ValueError(f"mask_token_id = {self.mask_token_id!r} must be a whole number, or null")
         if self.hidden_size % heads:
             raise ValueError(f"hidden_size = {self.hidden_size} is no multiple of num_attention_heads = {heads}")
         if heads % (groups or heads):

@@ -50,6 +50,10 @@ class LikelihoodMixin:
             ValueError: an empty answer, no samples, an unknown estimator or a negative scale.
         """
         _check(prompt, answer, estimator, samples, batch_size, cfg_scale, eps)
+        if self.config.mask_token_id is None:
+            raise ValueError(
+                "config.mask_token_id = None: a model that has no mask cannot be asked what stands behind it"
+            )
         device, length = answer.device, len(answer)
         parts = [
             _masks(size, samples, estimator, eps, device, generator)

@@ -99,26 +99,27 @@ def make_plan(
         _check_learnt(config.block_length, gen_length, block_length)
         rest["cache"] = rest["cache"] or "dual"  # exact here: finished blocks see nothing of later ones
         block_length = config.block_length
-    block = _default_block(gen_length) if block_length is None else block_length
-    if block < 1 or gen_length % block:
+    block = min(_BLOCK, gen_length) if block_length is None else block_length
+    if block < 1 or (block_length is not None and gen_length % block):
         raise ValueError(f"block_length = {block} does not divide max_new_tokens = {gen_length}; choose one that does")
-    blocks = gen_length // block
+    blocks = -(-gen_length // block)  # the last may be shorter
     if threshold is not None and steps is not None:
         raise ValueError(f"steps = {steps} and threshold = {threshold} both say how many tokens to commit; give one")
     if threshold is not None and rest["remasking"] == "random":
         raise ValueError(f"threshold = {threshold} keeps the likeliest tokens and remasking = 'random' any; give one")
     if threshold is not None and not 0 < threshold <= 1:
         raise ValueError(f"threshold = {threshold} is no probability; choose one in (0, 1], such as 0.9")
-    steps = gen_length if steps is None else steps
-    if steps % blocks or not blocks <= steps <= gen_length:
+    steps = blocks * block if steps is None else steps
+    if steps % blocks or not blocks <= steps <= blocks * block:
         raise ValueError(
-            f"steps = {steps} cannot be shared by {blocks} blocks; choose a multiple of {blocks} up to {gen_length}"
+            f"steps = {steps} cannot be shared by {blocks} blocks of {block}; choose a multiple of {blocks} up to "
+            f"{blocks * block}, or another block_length"
         )
     if rest["remasking"] not in _REMASKING:
         raise ValueError(f"remasking = {rest['remasking']!r}; choose one of {', '.join(_REMASKING)}")
     if rest["cache"] not in (None, *_CACHES):
         raise ValueError(f"cache = {rest['cache']!r}; choose None or one of {', '.join(_CACHES)}")
-    if rest["temperature"] < 0 or rest["cfg_scale"] < 0 or rest["refresh"] < 0:
+    if not rest["temperature"] >= 0 or not rest["cfg_scale"] >= 0 or rest["refresh"] < 0:
         raise ValueError("temperature, cfg_scale and refresh cannot be negative")
     if rest["refresh"] and rest["cache"] is None:
         raise ValueError(f"refresh = {rest['refresh']} needs a cache; choose cache = 'prefix' or 'dual'")
@@ -135,11 +136,6 @@ def _check_learnt(learnt: int, length: int, asked: int | None) -> None:
             f"max_new_tokens = {length} is no multiple of {learnt}, the block of this model; "
             f"give {-(-length // learnt) * learnt}"
         )
-
-
-def _default_block(length: int) -> int:
-    """The largest block that divides the text, up to 32 tokens."""
-    return next(size for size in range(min(_BLOCK, length), 0, -1) if length % size == 0)
 
 
 class SamplingMixin:
@@ -173,8 +169,8 @@ class SamplingMixin:
             attention_mask: [B, P], 0 where there is padding.
             max_new_tokens: N, the tokens that are filled in after each prompt; None: 128.
             steps: passes through the model over all blocks; None: one for each token.
-            block_length: tokens filled in before those to their right are begun; None: the config's, or up to 32, as
-                divide N.
+            block_length: tokens filled in before those to their right are begun; None: the config's, or 32, of which
+                the last block may have less.
             temperature: of the softmax that tokens are drawn from; 0, or None, takes the likeliest.
             cfg_scale: w of classifier-free guidance: logits u + (w + 1)(c - u), u of the masked prompt; 0: none.
             remasking: which of the drawn tokens stay: ``low_confidence`` keeps the likeliest, ``random`` any.
@@ -216,7 +212,7 @@ def _fill_all(passes: "_Passes", generator: torch.Generator | None, streamer: An
     if streamer is not None:
         streamer.put(ids[:, : passes.first].cpu())
     for start in range(passes.first, ids.shape[1], plan.block):
-        block = slice(start, start + plan.block)
+        block = slice(start, min(start + plan.block, ids.shape[1]))
         _fill(passes, block, generator)
         if plan.stop_at_eos:
             done = _pad_after_end(ids, block, done, plan)
@@ -285,7 +281,7 @@ def _fill(passes: _Passes, block: slice, generator: torch.Generator | None) -> N
         confidence = confidence.masked_fill(~open_, -torch.inf)
         chosen = torch.zeros_like(open_)
         count = 1 if plan.threshold is not None else counts[step]
-        chosen.scatter_(1, confidence.topk(count, dim=1).indices, True)
+        chosen.scatter_(1, confidence.topk(min(count, confidence.shape[1]), dim=1).indices, True)
         if plan.threshold is not None:
             chosen |= confidence > plan.threshold
         chosen &= open_

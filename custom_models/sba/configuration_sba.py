@@ -65,9 +65,11 @@ class SBAConfig(PreTrainedConfig):
         tie_word_embeddings: bool = False,
         **kwargs,
     ):
-        for name, only in (("window_size", None), ("elementwise_affine", True), ("attention_bias", qkv_bias)):
+        for name, only in (("window_size", None), ("elementwise_affine", True), ("qk_norm", False)):
             if (value := kwargs.pop(name, only)) not in (only, None):
-                raise ValueError(f"{name} = {value} is not implemented; leave it out, or set qkv_bias for biases")
+                raise ValueError(f"{name} = {value} is not implemented; leave it out")
+        if kwargs.pop("attention_bias", False) and not qkv_bias:
+            raise ValueError("attention_bias = True is not implemented; set qkv_bias for biases")
         for name in _NO_EFFECT:
             kwargs.pop(name, None)
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads

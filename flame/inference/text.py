@@ -32,11 +32,16 @@ class TextStream:
         self._ids = list(before[-_CONTEXT:])
         self._start, self._read = 0, len(self._ids)
         self._held = ""
+        self._stop_tokens = _special_ids(tokenizer, stops)
 
     def push(self, token: int) -> str:
         """Takes one more token and returns the text that is certain by it; nothing after a string to stop at."""
         if self.stopped:
             return ""
+        if token in self._stop_tokens:
+            released = self.flush()
+            self.stopped = self._stop_tokens[token]
+            return released
         self._ids.append(token)
         waiting = len(self._ids) - self._read
         text = self._decode(self._ids[self._start :])
@@ -76,6 +81,14 @@ class TextStream:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> dict[int, str]:
+    """The strings to stop at that are special tokens, which never show in a text, by their ids."""
+    if not stops:
+        return {}
+    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {special[stop]: stop for stop in stops if stop in special}
 
 
 def _overlap(text: str, stop: str) -> int:

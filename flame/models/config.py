@@ -18,6 +18,8 @@ from flame.errors import ConfigError
 from flame.models.shrink import TOKEN_IDS, small_values
 from flame.plugin import ModelPlugin, custom_families, fla_families, load_plugin
 
+_EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
+
 
 def load_config(name: str, plugin_path: str = "") -> tuple[PreTrainedConfig, ModelPlugin]:
     """Loads a model config and finds its family.
@@ -41,6 +43,7 @@ def load_config(name: str, plugin_path: str = "") -> tuple[PreTrainedConfig, Mod
         _check_spelling(name, values, AutoConfig.for_model(model_type))
         config = AutoConfig.for_model(model_type, **values)
         _check_heads(config.get_text_config())
+        _check_experts(config.get_text_config())
     except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError, StrictDataclassError) as error:
         raise ConfigError(f"model.config '{name}' is refused by family '{model_type}': {error}") from error
     plugin = _with_inner(plugin, config, plugin_path)
@@ -106,6 +109,23 @@ def _check_heads(text: PreTrainedConfig) -> None:
     heads, groups = (vars(text).get(name) for name in ("num_attention_heads", "num_key_value_heads"))
     if isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups:
         raise ValueError(f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {groups}")
+
+
+def _check_experts(text: PreTrainedConfig) -> None:
+    """The same of how tokens choose experts, one by one or by groups of them, and of latent attention."""
+    held = vars(text)
+    experts = next((held[name] for name in _EXPERTS if isinstance(held.get(name), int)), 0)
+    chosen, groups, kept = (held.get(name) for name in ("num_experts_per_tok", "n_group", "topk_group"))
+    if experts and isinstance(chosen, int) and not 1 <= chosen <= experts:
+        raise ValueError(
+            f"num_experts_per_tok = {chosen} is no number of {experts} experts; choose from 1 to {experts}"
+        )
+    if experts and isinstance(groups, int) and groups > 0 and experts % groups:
+        raise ValueError(f"{experts} experts cannot be parted into n_group = {groups} groups; choose a divisor")
+    if isinstance(groups, int) and isinstance(kept, int) and groups > 0 and not 1 <= kept <= groups:
+        raise ValueError(f"topk_group = {kept} is no number of n_group = {groups} groups")
+    if held.get("qk_nope_head_dim") and held.get("kv_lora_rank") == 0:
+        raise ValueError("kv_lora_rank = 0 leaves nothing to make keys and values of; give at least 1")
 
 
 def fit_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -34,8 +34,15 @@ class _Decoder(Protocol):
 
 
 def further_layers(config: PreTrainedConfig) -> int:
-    """How many tokens beyond the next one a config has layers for."""
-    return getattr(config.get_text_config(), "num_mtp_layers", None) or 0
+    """How many tokens beyond the next one a config has layers for.
+
+    Raises:
+        ConfigError: it says no whole number from 0.
+    """
+    depth = getattr(config.get_text_config(), "num_mtp_layers", None) or 0
+    if not isinstance(depth, int) or depth < 0:
+        raise ConfigError(f"num_nextn_predict_layers = {depth!r} of the model config must be a whole number from 0")
+    return depth
 
 
 def let_go_of_further_layers(cls: type[PreTrainedModel], config: PreTrainedConfig) -> None:

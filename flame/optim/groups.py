@@ -20,10 +20,7 @@ _FUSED = {
     "c_attn": "qkv",
 }
 _FUSED_OF_FAMILY = {
-    **{
-        family: {"input_linear": "halves"}
-        for family in ("granitemoe", "granitemoeshared", "granitemoehybrid", "granite_speech_text")
-    },
+    **{family: {"shared_mlp.input_linear": "halves"} for family in ("granitemoeshared", "granitemoehybrid")},
     "jetmoe": {"mlp.input_linear": "halves", "kv_proj": "halves"},
 }
 _INTERLEAVED = ("codegen", "gpt_oss", "gpt_bigcode")

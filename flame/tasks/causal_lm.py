@@ -86,6 +86,11 @@ class CausalLM(Task):
         let_go_of_further_layers(model_class, config)
         if not self.options.mtp_loss_weight:
             if further_layers(config):
+                log.warning(
+                    "the config has %d layers that predict further tokens; they are left out, since "
+                    "task.mtp_loss_weight is 0",
+                    further_layers(config),
+                )
                 config.get_text_config().num_mtp_layers = 0
             return
         if self.config.parallelism.pipeline_parallel_degree > 1:
@@ -184,7 +189,9 @@ class CausalLM(Task):
         ids: list[torch.Tensor],
         further_labels: list[torch.Tensor],
     ) -> torch.Tensor:
-        given = {**self.model_inputs(inputs), "further_ids": ids}
+        given = self.model_inputs(inputs)
+        shape = given["input_ids"].shape  # one row where flash attention wants documents so
+        given = {**given, "further_ids": [each.reshape(shape) for each in ids]}
         if self.loss_in_head:
             with scoring_head(model, [labels, *further_labels]):
                 outputs, further = model(**given)

@@ -20,7 +20,7 @@ from flame.losses import IGNORE_INDEX
 from flame.models.depths import CAPPED, Steps, check_sampler, draw_steps
 from flame.tasks.causal_lm import CausalLM, CausalLMOptions
 
-_DRAWS = 4096
+_DRAWS = 2**14
 _COLLAPSED = 0.9  # token correlation
 _IGNORED = 1e-3  # of the loss
 _GOLDFISH_CONTEXT = 13  # tokens (https://arxiv.org/abs/2406.10209)

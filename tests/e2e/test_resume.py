@@ -128,6 +128,17 @@ def test_a_finished_run_started_again_changes_nothing(materials, pool, tmp_path)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
+def test_a_run_that_cannot_go_on_keeps_the_job_it_was_started_with(materials, pool, tmp_path):
+    job = write_job(materials, tmp_path / "run", {"training.steps": 2, "checkpoint.interval": 2})
+    assert pool.run(job, tmp_path / "run").code == 0
+    kept = (tmp_path / "run" / "config.toml").read_text()
+    changes = {"training.steps": 4, "training.local_batch_size": 2, "data.lanes_per_row": 2}
+    other = write_job(materials, tmp_path / "run", changes)
+    run = pool.run(other, tmp_path / "run")
+    assert run.code != 0 and run.output.startswith("CheckpointError: "), run.output
+    assert (tmp_path / "run" / "config.toml").read_text() == kept
+
+
 def test_steps_logged_after_the_last_checkpoint_are_logged_once(materials, pool, tmp_path):
     """The run goes back to an earlier step by load_step, as it would after losing later ones."""
     job = write_job(materials, tmp_path / "run", {"training.steps": 8, "checkpoint.interval": 3})

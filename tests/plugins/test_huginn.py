@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,10 @@ def test_common_names_of_sizes_are_understood() -> None:
         ({"bias": True}, "bias"),
         ({"n_layers": 9}, "n_layers 9"),
         ({"test_time_noise": -1.0}, "test_time_noise"),
+        ({"rope_base": math.inf}, "rope_base inf"),
+        ({"qk_bias": "no"}, "qk_bias 'no' must be true or false"),
+        ({"n_embd": 64, "hidden_size": 128}, "n_embd 64 and hidden_size 128 are the same size"),
+        ({"vocab_size": 300, "padded_vocab_size": 320}, "vocab_size 300 and padded_vocab_size 320"),
     ],
 )
 def test_values_that_make_no_model_are_refused(changes: dict[str, Any], named: str) -> None:
@@ -407,7 +412,7 @@ def test_every_variant_learns_and_decodes(name: str) -> None:
 def test_steps_are_shared_out_between_graph_and_none(model: RavenForCausalLM) -> None:
     assert model.depth(None) == (2, 2) and model.depth(1) == (0, 1) and model.depth(9) == (7, 2)
     assert model.depth((3, 4)) == (3, 4) == model.depth(torch.tensor([3, 4]))
-    for wrong in (0, (0, 0), (-1, 3), (1, 2, 3)):
+    for wrong in (0, (0, 0), (-1, 3), (1, 2, 3), 2.5):
         with pytest.raises(ValueError, match="num_steps"):
             model.depth(wrong)
 
@@ -934,7 +939,14 @@ def test_drafts_end_where_rows_end(model: RavenForCausalLM) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"draft_steps": 6}, {"draft_tokens": 0}, {"accept": 0.0}, {"do_sample": True}, {"use_cache": False}),
+        *(
+            {"draft_steps": 6},
+            {"num_steps": 0},
+            {"draft_tokens": 0},
+            {"accept": 0.0},
+            {"do_sample": True},
+            {"use_cache": False},
+        ),
         *({"num_beams": 2}, {"min_new_tokens": 1}, {"streamer": print}, {"exit_criterion": "kl"}),
     ],
 )

@@ -187,6 +187,7 @@ def test_what_the_architecture_does_not_have_is_refused(changes: dict[str, Any],
         ({"intermediate_size": 0}, "intermediate_size = 0 must"),
         ({"max_position_embeddings": 0}, "max_position_embeddings = 0 must"),
         ({"head_dim": 7}, "head_dim = 7 must be even"),
+        ({"mask_token_id": "x"}, "mask_token_id = 'x' must be a whole number"),
     ],
 )
 def test_sizes_that_make_no_model_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -361,6 +362,16 @@ def test_a_folder_that_fills_masks_in_wrongly_is_found_out(monkeypatch: pytest.M
             sampling._Passes, "logits", lambda self, block, fresh: logits(self, block, fresh and self.cache is None)
         )
         assert "a cache that is renewed" in denoising_error(model)
+
+
+@pytest.mark.parametrize("length, passes", [(96, 3), (97, 4), (37, 2), (5, 1)])
+def test_a_length_of_any_kind_is_written_in_blocks_of_32(length: int, passes: int) -> None:
+    model, seen = tiny(), []
+    model.model.register_forward_hook(lambda *_: seen.append(0))
+    found = model.generate(tokens(1, 4), max_new_tokens=length, threshold=1e-9, stop_at_eos=False)
+    assert found.shape == (1, 4 + length) and not (found == MASK).any() and len(seen) == passes
+    found = model.generate(tokens(1, 4), max_new_tokens=length, steps=2 * passes, stop_at_eos=False)
+    assert found.shape == (1, 4 + length) and not (found == MASK).any()
 
 
 @pytest.mark.parametrize("cache, positions", [(None, 4 * 20), ("prefix", 20 + 10 + 20 + 5), ("dual", 20 + 5 + 20 + 5)])
@@ -630,6 +641,11 @@ def test_samples_are_the_same_in_batches_of_any_size() -> None:
 def test_a_likelihood_that_cannot_be_estimated_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny().log_likelihood(tokens(1, 3)[0], tokens(1, 3)[0], **options)
+
+
+def test_a_model_without_a_mask_token_has_no_likelihood() -> None:
+    with pytest.raises(ValueError, match="config.mask_token_id = None"):
+        tiny(mask_token_id=None).log_likelihood(tokens(1, 3)[0], tokens(1, 3)[0])
 
 
 def test_an_empty_answer_has_no_likelihood() -> None:

@@ -164,11 +164,16 @@ def test_parameters_have_upstream_s_names() -> None:
         ({"window_size": 128}, "window_size = 128"),
         ({"elementwise_affine": False}, "elementwise_affine = False"),
         ({"attention_bias": True}, "attention_bias = True"),
+        ({"qk_norm": True}, "qk_norm = True"),
     ],
 )
 def test_what_the_model_cannot_be_is_refused(values, named) -> None:
     with pytest.raises(ValueError, match=named):
         SBAConfig(**{"hidden_size": 64, "num_heads": 4, **values})
+
+
+def test_upstreams_files_may_say_both_kinds_of_bias() -> None:
+    assert SBAConfig(**{**UPSTREAM_340M, "qkv_bias": True, "attention_bias": False}).qkv_bias
 
 
 def test_weights_start_as_the_config_says() -> None:

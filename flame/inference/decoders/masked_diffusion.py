@@ -17,7 +17,9 @@ class MaskedDiffusionOptions(Options):
     max_new_tokens: int = option(128, "masks that follow the prompt", low=1)
     temperature: float = option(0.0, "0 always takes the likeliest token", low=0)
     steps: int | None = option(None, "passes through the model over all blocks; else one for each token", low=1)
-    block_length: int | None = option(None, "tokens filled in before those to their right are begun; else 32", low=1)
+    block_length: int | None = option(
+        None, "tokens filled in before those to their right are begun; else the model's own, or 32", low=1
+    )
     cfg_scale: float = option(0.0, "classifier-free guidance by the masked prompt; 0: none", low=0)
     remasking: str = option("low_confidence", "which draws stay", choices=("low_confidence", "random"))
     threshold: float | None = option(None, "keep all draws likelier than this instead of a fixed number", low=0, high=1)
@@ -60,6 +62,8 @@ class MaskedDiffusionDecoder(Decoder):
                 input_ids=ids,
                 attention_mask=mask,
                 streamer=self.streamer(prompts[0], show) if show else None,
+                eos_token_id=list(engine.ends),
+                pad_token_id=engine.pad,
                 **asdict(self.options),
             )
         new = written[:, ids.shape[1] :].tolist()

@@ -47,6 +47,16 @@ def test_the_text_is_what_the_models_own_generate_fills_in(engine: Engine) -> No
     assert (completion.tokens, completion.finish) == (16, "length")
 
 
+def test_the_ends_of_the_folder_end_a_text(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plain,) = made(decoder_of(engine, **{**OPTIONS, "suppress_eos": False}), ["the cat"])
+    written = engine.tokenizer(plain.text, add_special_tokens=False).input_ids
+    monkeypatch.setattr(engine.model.generation_config, "eos_token_id", [engine.tokenizer.eos_token_id, written[0]])
+    (ended,) = made(decoder_of(engine, **{**OPTIONS, "suppress_eos": False}), ["the cat"])
+    assert (ended.finish, ended.text) == ("eos", "")
+    (whole,) = made(decoder_of(engine, **OPTIONS), ["the cat"])
+    assert (whole.finish, whole.tokens) == ("length", 16)
+
+
 def test_a_batch_is_its_rows(engine: Engine) -> None:
     decoder = decoder_of(engine, **OPTIONS)
     rows = made(decoder, TEXTS)

@@ -51,6 +51,14 @@ def test_special_tokens_have_no_text(tokenizer: PreTrainedTokenizerFast) -> None
     assert stream.text == "ab"
 
 
+def test_a_special_token_can_be_stopped_at(tokenizer: PreTrainedTokenizerFast) -> None:
+    end = tokenizer.eos_token
+    assert isinstance(end, str) and tokenizer.eos_token_id is not None
+    stream = TextStream(tokenizer, stops=["xyz", end])
+    pieces = [stream.push(token) for token in [*ids_of(tokenizer, "the cat x"), tokenizer.eos_token_id, 5]]
+    assert "".join(pieces) == stream.text == "the cat x" and stream.stopped == end and not stream.flush()
+
+
 def test_the_prompt_decides_about_a_space_in_front() -> None:
     class Words:
         """Puts spaces between words, and none in front of the first."""

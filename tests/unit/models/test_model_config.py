@@ -51,6 +51,29 @@ def test_values_that_the_family_refuses_are_one_error(tmp_path: Path) -> None:
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok = 9 is no number of 4 experts"),
+        ({"num_experts_per_tok": 0}, "num_experts_per_tok = 0"),
+        ({"n_group": 3}, "4 experts cannot be parted into n_group = 3"),
+        ({"topk_group": 5}, "topk_group = 5 is no number of n_group = 2"),
+        ({"kv_lora_rank": 0}, "kv_lora_rank = 0 leaves nothing"),
+    ],
+)
+def test_experts_and_latents_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, int], said: str) -> None:
+    fitting = {
+        "model_type": "deepseek_v3",
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+    }
+    load_config(write(tmp_path, json.dumps(fitting)))
+    with pytest.raises(ConfigError, match=said):
+        load_config(write(tmp_path, json.dumps({**fitting, **changes})))
+
+
 def test_a_name_that_leads_nowhere_says_so(tmp_path: Path) -> None:
     for name in ("./absent.json", str(tmp_path)):
         with pytest.raises(ConfigError):

@@ -5,16 +5,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.modeling_layers import MtpModel
 
+from flame.config import JobConfig
 from flame.errors import ConfigError
 from flame.losses import IGNORE_INDEX
 from flame.models.build import model_class, plain_model
 from flame.models.config import shrink
 from flame.models.head import scoring_head
-from flame.models.mtp import add_further_layers, take_further_tokens, with_further_tokens
+from flame.models.mtp import add_further_layers, further_layers, take_further_tokens, with_further_tokens
 from flame.plugin import load_plugin
+from flame.tasks.causal_lm import CausalLM, CausalLMOptions
+from tests.runs import materials
+
+__all__ = ["materials"]
 
 LENGTH = 14
 
@@ -152,3 +157,40 @@ def test_a_config_without_such_layers_is_refused() -> None:
         cls = model_class(load_plugin(config.model_type), config, "causal_lm")
         with pytest.raises(ConfigError, match=reason):
             add_further_layers(cls, config)
+
+
+@pytest.mark.parametrize("depth", [-1, -3])
+def test_a_number_of_layers_that_is_none_is_refused(depth: int) -> None:
+    config = config_of()
+    config.num_mtp_layers = depth
+    with pytest.raises(ConfigError, match=f"num_nextn_predict_layers = {depth} of the model config"):
+        further_layers(config)
+
+
+def test_documents_in_one_row_have_the_same_further_tokens(materials) -> None:
+    """Flash attention looks for documents in a single row."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(materials.tokenizer)
+    task = CausalLM(CausalLMOptions(mtp_loss_weight=0.5), tokenizer=tokenizer, config=JobConfig())
+    config = config_of()
+    cls = model_class(load_plugin(config.model_type), config, "causal_lm")
+    task.extend(cls, config)
+    model = plain_model(cls, config, seed=0)
+    ids = ids_of(model)
+    inputs = {"input_ids": ids, "position_ids": torch.cat([torch.arange(6), torch.arange(LENGTH - 6)]).repeat(2, 1)}
+    inputs, labels = task.prepare(inputs, ids.roll(-1, 1), torch.Generator())
+    found = []
+    for task.documents in ("position_ids", "one_row"):
+        model.zero_grad()
+        task.loss_sum(model, inputs, labels).backward()
+        found.append((task.observed()["mtp_loss"], model.lm_head.weight.grad.clone()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+
+
+def test_layers_that_nobody_asked_to_train_are_left_out_aloud(materials, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(materials.tokenizer)
+    task = CausalLM(CausalLMOptions(), tokenizer=tokenizer, config=JobConfig())
+    config = config_of()
+    task.extend(model_class(load_plugin(config.model_type), config, "causal_lm"), config)
+    assert further_layers(config) == 0
+    assert "the config has 2 layers that predict further tokens; they are left out" in caplog.text

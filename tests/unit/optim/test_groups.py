@@ -88,8 +88,7 @@ def test_fused_projections_are_known_with_their_parts() -> None:
 @pytest.mark.parametrize(
     ("family", "fused"),
     [
-        ("granitemoehybrid", ("shared_mlp.input_linear",)),
-        ("granitemoe", ("block_sparse_moe.input_linear",)),
+        ("granitemoehybrid", ("shared_mlp.input_linear", "experts.gate_up_proj")),
         ("jetmoe", ("mlp.input_linear", "kv_proj")),
     ],
 )

@@ -155,7 +155,7 @@ def test_a_budget_of_flops_knows_the_mean_of_the_drawn_depths(
         task, mean_recurrence=8, mean_backprop_depth=8 if sampler == "full" else 3, injection_type=injection
     ).config
     work = []
-    for task.step in range(2000):
+    for task.step in range(8000):
         depth = task.draw(seeded(1, task.step))
         work.append(task.work({"input_ids": torch.zeros(1, task.config.training.seq_len), **depth}))
     assert task.mean_work(config) == pytest.approx(sum(work) / len(work), rel=0.03)
