@@ -135,7 +135,7 @@ def test_a_run_that_cannot_go_on_keeps_the_job_it_was_started_with(materials, po
     changes = {"training.steps": 4, "training.local_batch_size": 2, "data.lanes_per_row": 2}
     other = write_job(materials, tmp_path / "run", changes)
     run = pool.run(other, tmp_path / "run")
-    assert run.code != 0 and run.output.startswith("CheckpointError: "), run.output
+    assert run.code != 0 and "lanes" in run.output, run.output
     assert (tmp_path / "run" / "config.toml").read_text() == kept
 
 

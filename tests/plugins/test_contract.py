@@ -130,12 +130,14 @@ def test_the_models_own_loss_can_be_shared_out_over_batches(family) -> None:
     """transformers' Trainer divides by the labels of all batches of a step where ``forward`` takes ``**kwargs``."""
     plugin, config = family
     model = plain(family).eval()
-    if plugin.origin != "custom" or not any(
+    if plugin.origin != "custom_models" or not any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(model.forward).parameters.values()
     ):
         pytest.skip("transformers answers for it")
     ids = tokens(config)
     losses = [model(input_ids=ids, labels=ids, num_items_in_batch=items).loss for items in (10, 40)]
+    if losses[0] is None:
+        pytest.skip("this family computes no loss itself")
     torch.testing.assert_close(losses[0], 4 * losses[1])
 
 
