@@ -412,7 +412,8 @@ def test_every_variant_learns_and_decodes(name: str) -> None:
 def test_steps_are_shared_out_between_graph_and_none(model: RavenForCausalLM) -> None:
     assert model.depth(None) == (2, 2) and model.depth(1) == (0, 1) and model.depth(9) == (7, 2)
     assert model.depth((3, 4)) == (3, 4) == model.depth(torch.tensor([3, 4]))
-    for wrong in (0, (0, 0), (-1, 3), (1, 2, 3), 2.5):
+    wrong_ones: list[Any] = [0, (0, 0), (-1, 3), (1, 2, 3), 2.5]
+    for wrong in wrong_ones:
         with pytest.raises(ValueError, match="num_steps"):
             model.depth(wrong)
 

@@ -19,7 +19,7 @@ __all__ = ["materials", "pool", "tokenizer"]
 BLOCK = 8
 
 
-def checked(tokenizer: PreTrainedTokenizerFast, attention: str = "sdpa", **parallelism: int) -> Any:
+def checked(tokenizer: PreTrainedTokenizerFast, attention: str = "sdpa", **parallelism: Any) -> Any:
     """The task and a stirred model."""
     task: MaskedDiffusion = TASK(MaskedDiffusionOptions(random_length_share=0.0), tokenizer, job(**parallelism))
     config, cls = llada(block_length=BLOCK)
