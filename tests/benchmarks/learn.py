@@ -37,6 +37,7 @@ LEARNERS = {
     },
     "huginn": Learner("tiny_huginn"),
     "llada": Learner("tiny_llada"),
+    "llada-adamw": Learner("tiny_llada", {"optimizer.name": "AdamW", "optimizer.lr": "3e-3", "optimizer.beta2": "0.98"}),
     "llada-blocks": Learner("tiny_llada", {"model.config": "llada_blocks_tiny"}),
     "deepseek": Learner("tiny_deepseek"),
     "sba": Learner("tiny_sba"),
@@ -96,7 +97,7 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
     axes.set(xlabel="tokens", ylabel="validation bits per byte", title="The same 0.8M tokens, tiny models")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 

@@ -19,9 +19,9 @@ __all__ = ["materials", "pool", "tokenizer"]
 BLOCK = 8
 
 
-def checked(tokenizer: PreTrainedTokenizerFast, attention: str = "sdpa", **parallelism: Any) -> Any:
+def checked(tokenizer: PreTrainedTokenizerFast, layout: dict[str, int] | None = None, attention: str = "sdpa") -> Any:
     """The task and a stirred model."""
-    task: MaskedDiffusion = TASK(MaskedDiffusionOptions(random_length_share=0.0), tokenizer, job(**parallelism))
+    task: MaskedDiffusion = TASK(MaskedDiffusionOptions(random_length_share=0.0), tokenizer, job(**(layout or {})))
     config, cls = llada(block_length=BLOCK)
     config._attn_implementation = attention
     task.check(cls, config, "position_ids")
@@ -70,7 +70,7 @@ def test_the_loss_is_that_of_every_block_given_the_text_before_it(tokenizer: Pre
 @pytest.mark.parametrize("degree", ["pipeline_parallel_degree", "context_parallel_degree"])
 def test_layouts_that_part_a_row_are_refused(tokenizer: PreTrainedTokenizerFast, degree: str) -> None:
     with pytest.raises(ConfigError, match=f"parallelism.{degree} = 2: block_length = 8 of the model needs 1"):
-        checked(tokenizer, **{degree: 2})
+        checked(tokenizer, {degree: 2})
 
 
 def test_flash_attention_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
