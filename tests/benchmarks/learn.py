@@ -37,7 +37,9 @@ LEARNERS = {
     },
     "huginn": Learner("tiny_huginn"),
     "llada": Learner("tiny_llada"),
-    "llada-adamw": Learner("tiny_llada", {"optimizer.name": "AdamW", "optimizer.lr": "3e-3", "optimizer.beta2": "0.98"}),
+    "llada-adamw": Learner(
+        "tiny_llada", {"optimizer.name": "AdamW", "optimizer.lr": "3e-3", "optimizer.beta2": "0.98"}
+    ),
     "llada-blocks": Learner("tiny_llada", {"model.config": "llada_blocks_tiny"}),
     "deepseek": Learner("tiny_deepseek"),
     "sba": Learner("tiny_sba"),
