@@ -204,7 +204,8 @@ def test_nothing_to_read_is_said(write_job: Callable[..., Path], corpus: Path, c
     assert code == 2 and "no document is left" in said and "Traceback" not in said
 
 
-@pytest.mark.parametrize("goes_on", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("goes_on", [False, True])
 def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_later(
     goes_on: bool, write_job: Callable[..., Path], tmp_path: Path, drivers: Drivers
 ) -> None:
