@@ -75,7 +75,8 @@ def load_job(config: JobConfig) -> Job:
     cls.init_seed = config.debug.seed  # type: ignore[attr-defined]
     task.features = plugin.features(model_config) if plugin.features is not None else None
     task.extend(cls, model_config)
-    derive_steps(config, cls, model_config, plugin, task.mean_work(model_config))
+    work = task.mean_work(model_config) if config.training.flops else 1.0  # thousands of draws for some tasks
+    derive_steps(config, cls, model_config, plugin, work)
     return Job(config, plugin, model_config, cls, tokenizer, task, grown)
 
 
